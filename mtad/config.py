@@ -1,0 +1,286 @@
+"""The one table of settings: names, types, defaults, bounds and what each is for.
+
+The structs below are the table. `mtad.configfile` reads a TOML file into them; `tools/gendocs` makes the reference page and
+the commented example of them; `sections` hands the table out as data. Durations are seconds (float) here and strings with
+a unit in the file; sizes are octets here and in the file an integer, or a string with a unit.
+
+Invariants: a value is never changed after it was made. The structs do not check anything when they are built by hand: only
+`mtad.configfile.parse` does. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, field
+
+MINUTE: Final = 60.0
+HOUR: Final = 3600.0
+DAY: Final = 86400.0
+MIB: Final = 1024 * 1024
+
+#: The shortest time-out, in seconds: a time-out of nothing would end every dialogue.
+SHORTEST: Final = 0.001
+#: The longest duration, in seconds: ten years fit every clock and every file time, and nobody means more.
+LONGEST: Final = 3650 * DAY
+#: RFC 5321 section 4.5.3.1.7: a server takes messages of at least 64 K octets.
+SMALLEST_MESSAGE: Final = 64 * 1024
+
+
+class Duration(float):
+    """Seconds; in the file a string with a unit: ``"300s" "5m" "4h" "5d"``."""
+
+
+class Size(int):
+    """Octets; in the file an integer, or a string with a unit: ``"25MiB"``."""
+
+
+def _seconds(description: str, least: float = SHORTEST) -> Meta:
+    """What a duration is for; msgspec keeps bounds of its own numbers only, so ours stand in ``extra``."""
+    return Meta(description=description, extra={"minimum": least, "maximum": LONGEST})
+
+
+def _octets(description: str, least: int) -> Meta:
+    return Meta(description=description, extra={"minimum": least, "maximum": 1 << 40})
+
+
+def _path(description: str) -> Meta:
+    return Meta(description=description, extra={"path": True})
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Local(_Section, frozen=True):
+    """Mail that is stored here."""
+
+    domains: Annotated[tuple[str, ...], Meta(description="Mail for these domains is stored here; nobody else's is.")] = ()
+    mail_root: Annotated[str, _path("The Maildirs are `<mail_root>/<user>/`.")] = "/var/mail/mtad"
+    users: Annotated[str, _path("File with lines `user : address`; compared without case.")] = "/etc/mtad/users"
+    passwords: Annotated[str, _path("File with lines `login : hash`.")] = "/etc/mtad/passwords"
+    postmaster: Annotated[str, Meta(description="The user who gets mail for postmaster, in any local domain.")] = "root"
+
+
+class Listener(_Section, frozen=True):
+    """A listening service; the table may stand any number of times."""
+
+    name: Annotated[str, Meta(description="How logs and `mtad status` call it.", min_length=1)]
+    service: Annotated[
+        Literal["mx", "relay", "submission"],
+        Meta(description="mx: anyone to local users; relay: clients in `trusted` to anywhere; submission: AUTH first."),
+    ]
+    address: Annotated[
+        tuple[str, ...], Meta(description="Where to listen: `ADDRESS:PORT`, IPv6 in brackets.", min_length=1)
+    ]
+    interface: Annotated[str, Meta(description="Listen on this network device only, such as `eth0`; empty: on all.")] = ""
+    tls: Annotated[
+        Literal["none", "starttls", "implicit"],
+        Meta(description="none: clear text; starttls: the client may ask for TLS; implicit: TLS from the first octet."),
+    ] = "none"
+    trusted: Annotated[
+        tuple[str, ...],
+        Meta(description="Networks whose clients may relay. A relay without it may listen on loopback only."),
+    ] = ()
+
+
+class Tls(_Section, frozen=True):
+    """The certificate of this host."""
+
+    certificate: Annotated[str, _path("The certificate chain in PEM.")] = "/etc/mtad/cert.pem"
+    key: Annotated[str, _path("Its private key in PEM.")] = "/etc/mtad/key.pem"
+
+
+class Delivery(_Section, frozen=True):
+    """How mail goes out."""
+
+    port: Annotated[int, Meta(description="The port on which next hops listen.", ge=1, le=65535)] = 25
+    next_hop: Annotated[
+        str,
+        Meta(
+            description="A smarthost `host` or `host:port` for all remote mail; `[host]`: without MX lookup. Empty: by MX."
+        ),
+    ] = ""
+    tls: Annotated[
+        Literal["none", "opportunistic", "required"],
+        Meta(description="none: clear text; opportunistic: TLS when the next hop offers it; required: TLS or no delivery."),
+    ] = "opportunistic"
+    destination_concurrency: Annotated[int, Meta(description="Deliveries at a time to one destination.", ge=1)] = 20
+    destination_recipients: Annotated[int, Meta(description="Recipients in one transaction.", ge=1)] = 50
+    processes: Annotated[int, Meta(description="Delivery processes.", ge=1, le=64)] = 2
+    threads: Annotated[int, Meta(description="Deliveries at a time in one delivery process.", ge=1, le=1000)] = 100
+    connection_idle: Annotated[
+        Duration, _seconds("How long an open connection waits for the next message to the same destination.", least=0)
+    ] = Duration(2.0)
+    connect_timeout: Annotated[Duration, _seconds("For the connect to one address.")] = Duration(30.0)
+    helo_timeout: Annotated[Duration, _seconds("For the greeting, and for the reply to EHLO or HELO.")] = Duration(300.0)
+    mail_timeout: Annotated[Duration, _seconds("For the reply to MAIL.")] = Duration(300.0)
+    rcpt_timeout: Annotated[Duration, _seconds("For the reply to RCPT.")] = Duration(300.0)
+    data_init_timeout: Annotated[Duration, _seconds("For the reply to DATA.")] = Duration(120.0)
+    data_xfer_timeout: Annotated[Duration, _seconds("For each piece of the content to be taken.")] = Duration(180.0)
+    data_done_timeout: Annotated[Duration, _seconds("For the reply to the final dot.")] = Duration(600.0)
+    rset_timeout: Annotated[Duration, _seconds("For the reply to RSET.")] = Duration(20.0)
+
+
+class Retry(_Section, frozen=True):
+    """When to try again, and when to give up."""
+
+    minimum: Annotated[Duration, _seconds("The shortest wait between attempts.")] = Duration(300.0)
+    maximum: Annotated[Duration, _seconds("The longest wait between attempts.")] = Duration(4000.0)
+    lifetime: Annotated[Duration, _seconds("After this time in the queue mail goes back to its sender.", least=0)] = (
+        Duration(5 * DAY)
+    )
+    bounce_lifetime: Annotated[Duration, _seconds("The same for reports.", least=0)] = Duration(5 * DAY)
+    warn_after: Annotated[Duration, _seconds("Tell the sender about a delay after this time; 0s: never.", least=0)] = (
+        Duration(0.0)
+    )
+    destination_pause: Annotated[
+        Duration, _seconds("How long a destination that cannot be reached is left alone before it is tried again.", least=0)
+    ] = Duration(60.0)
+
+
+class Dns(_Section, frozen=True):
+    """Whom to ask."""
+
+    servers: Annotated[
+        tuple[str, ...], Meta(description="Name servers, `address` or `address:port`; empty: those of the system.")
+    ] = ()
+    timeout: Annotated[Duration, _seconds("For one question, all servers and repetitions included.")] = Duration(10.0)
+
+
+class Limits(_Section, frozen=True):
+    """What a client may ask of this server."""
+
+    message_size: Annotated[Size, _octets("The largest message taken.", SMALLEST_MESSAGE)] = Size(25 * MIB)
+    recipients: Annotated[int, Meta(description="Recipients of one message.", ge=100)] = 1000
+    connections: Annotated[int, Meta(description="Connections at a time, of the whole server.", ge=1)] = 10000
+    connections_per_client: Annotated[
+        int, Meta(description="Connections at a time of one client; an IPv6 client is its /64.", ge=1)
+    ] = 50
+    command_timeout: Annotated[Duration, _seconds("For a client to complete its next command.")] = Duration(300.0)
+    data_timeout: Annotated[Duration, _seconds("For the whole of a message's content.")] = Duration(1800.0)
+    bad_commands: Annotated[int, Meta(description="Refused commands in one session before it is ended.", ge=1)] = 20
+    bad_commands_in_a_row: Annotated[
+        int, Meta(description="Refused commands in a row before the session is ended.", ge=1)
+    ] = 10
+    junk_commands: Annotated[
+        int, Meta(description="Commands that lead nowhere (NOOP, RSET, HELP, EHLO) between two messages.", ge=1)
+    ] = 100
+
+
+class Processes(_Section, frozen=True):
+    """The processes of the server."""
+
+    listeners: Annotated[int, Meta(description="Listener processes.", ge=1, le=64)] = 2
+    stop_timeout: Annotated[
+        Duration, _seconds("How long `mtad stop` lets sessions and deliveries finish what they are at.", least=0)
+    ] = Duration(30.0)
+
+
+class Log(_Section, frozen=True):
+    """Where the log goes."""
+
+    to: Annotated[str, Meta(description="stderr, syslog, journal, or the path of a file.")] = "stderr"
+    format: Annotated[
+        Literal["postfix", "json"], Meta(description="postfix: lines that Postfix's tools read; json: one object a line.")
+    ] = "postfix"
+
+
+class Config(_Section, frozen=True):
+    """This host as a whole."""
+
+    hostname: Annotated[str, Meta(description="The name of this host in greetings, EHLO and Received:.", min_length=1)]
+    spool: Annotated[str, _path("The queue directories.")] = "/var/spool/mtad"
+    user: Annotated[str, Meta(description="Whom to become when started as root; empty: stay.")] = "mtad"
+    pid_file: Annotated[str, _path("Where `mtad start` writes the process id of the master.")] = "/run/mtad/mtad.pid"
+    local: Local = field(default_factory=Local)
+    listener: tuple[Listener, ...] = ()
+    tls: Tls = field(default_factory=Tls)
+    delivery: Delivery = field(default_factory=Delivery)
+    retry: Retry = field(default_factory=Retry)
+    dns: Dns = field(default_factory=Dns)
+    limits: Limits = field(default_factory=Limits)
+    processes: Processes = field(default_factory=Processes)
+    log: Log = field(default_factory=Log)
+
+    @property
+    def development(self) -> bool:
+        """True for the built-in development defaults, which alone keep the users file inside the spool."""
+        return self.local.users == f"{self.spool}/users"
+
+
+#: Settings that are read and checked, but have no effect in this version, with the reason.
+WITHOUT_EFFECT: Final = {
+    "local.passwords": "there is no AUTH yet",
+    "tls.certificate": "there is no TLS yet",
+    "tls.key": "there is no TLS yet",
+    "retry.warn_after": "there are no notices about delays yet",
+}
+
+Kind = Literal["text", "path", "list", "integer", "choice", "duration", "size"]
+
+#: The largest number, where the table names none: far above any sense, far below any overflow.
+MOST: Final = 1_000_000
+
+_KINDS: Final[dict[Any, Kind]] = {str: "text", int: "integer", Duration: "duration", Size: "size", tuple: "list"}
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One row of the table. Bounds are inclusive: seconds, octets or plain numbers; for texts and lists the length."""
+
+    name: str
+    kind: Kind
+    description: str
+    default: Any
+    """The value when the file has none; `msgspec.NODEFAULT` when the file must have one."""
+    choices: tuple[str, ...] = ()
+    minimum: float = 0
+    maximum: float = MOST
+
+    @property
+    def required(self) -> bool:
+        """The file must have it."""
+        return self.default is msgspec.NODEFAULT
+
+
+class Section(msgspec.Struct, frozen=True):
+    """One TOML table. ``name`` is "" for the top level; ``many`` is true for an array of tables."""
+
+    name: str
+    many: bool
+    description: str
+    type: type[msgspec.Struct]
+    settings: tuple[Setting, ...]
+
+
+@functools.cache
+def sections() -> tuple[Section, ...]:
+    """The table as data, the top level first, in the order in which the structs have it."""
+    hints = get_type_hints(Config, include_extras=True)
+    nested = [(name, hint) for name, hint in hints.items() if get_origin(hint) is not Annotated]
+    found = [_section("", False, Config)]
+    for name, hint in nested:
+        many = get_origin(hint) is tuple
+        found.append(_section(name, many, get_args(hint)[0] if many else hint))
+    return tuple(found)
+
+
+def _section(name: str, many: bool, struct: type[msgspec.Struct]) -> Section:
+    hints = get_type_hints(struct, include_extras=True)
+    defaults = {item.name: item.default for item in msgspec.structs.fields(struct)}
+    settings = [_setting(key, hint, defaults[key]) for key, hint in hints.items() if get_origin(hint) is Annotated]
+    return Section(name, many, (struct.__doc__ or "").strip(), struct, tuple(settings))
+
+
+def _setting(name: str, hint: Any, default: Any) -> Setting:
+    kind_of, meta = get_args(hint)
+    extra = meta.extra or {}
+    description = meta.description or ""
+    if get_origin(kind_of) is Literal:
+        return Setting(name, "choice", description, default, choices=get_args(kind_of))
+    kind: Kind = "path" if "path" in extra else _KINDS[get_origin(kind_of) or kind_of]
+    least = next((bound for bound in (extra.get("minimum"), meta.ge, meta.min_length) if bound is not None), 0)
+    most = next((bound for bound in (extra.get("maximum"), meta.le, meta.max_length) if bound is not None), MOST)
+    return Setting(name, kind, description, default, minimum=least, maximum=most)

@@ -1,0 +1,169 @@
+"""Local delivery: one file per message in the user's Maildir.
+
+A message is written to ``tmp/``, flushed, moved to ``new/`` by a rename, and then the directory is flushed: whoever reads
+the mailbox sees a whole message or none, and what is recorded as delivered survives a power cut. Lines end in LF there, as
+programs on this system expect; Return-Path: and Delivered-To: come first (RFC 5321 section 4.4).
+
+The mailbox is made when it is missing, for its owner only. Directories are opened one below the other without following
+links, so a link in the place of a mailbox leads nowhere.
+
+Errors: whatever the disk or the rights refuse defers the recipient with the reason; nothing bounces for a local fault. A
+user who is no longer known fails with 5.1.1.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Protocol
+
+from mtad.address import Address
+from mtad.delivery.transport import Content, Task
+from mtad.envelope import Envelope
+from mtad.outcome import Attempt, Deferred, Delivered, Failed, Outcome
+from mtad.spool.message import write_all
+
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+#: RFC 3463: 4.2.2 mailbox full, 4.3.1 system full, 4.2.0 other mailbox status.
+_STATUS: Final = {errno.ENOSPC: "4.3.1", errno.EDQUOT: "4.2.2", errno.EFBIG: "4.2.2"}
+
+
+class Users(Protocol):
+    """Who has a mailbox here."""
+
+    def lookup(self, address: Address) -> str | None:
+        """The user whose mailbox takes mail for an address."""
+
+
+class MaildirTransport:
+    """The transport "local"; satisfies `mtad.delivery.transport.Transport`."""
+
+    def __init__(self, mail_root: str, hostname: str, users: Users) -> None:
+        """``mail_root`` has one Maildir per user; ``hostname`` ends the files' names."""
+        self._mail_root = mail_root
+        # maildir(5): a host name in a file name has neither of these.
+        self._host = hostname.replace("/", r"\057").replace(":", r"\072")
+        self._users = users
+        self._counter = itertools.count(1)
+
+    def deliver(self, task: Task, content: Content, in_doubt: Callable[[str], None]) -> Sequence[Attempt]:
+        """Store one copy for each recipient; see `mtad.delivery.transport.Transport`."""
+        started = time.time()
+        clock = time.monotonic()
+        in_doubt("local")
+        outcomes = tuple((index, self._deliver_one(task.envelope, index, content)) for index in task.recipients)
+        return [Attempt(started, outcomes, host="local", transmission=time.monotonic() - clock)]
+
+    def _deliver_one(self, envelope: Envelope, index: int, content: Content) -> Outcome:
+        recipient = envelope.recipients[index].address
+        local, _, domain = recipient.rpartition("@")
+        user = self._users.lookup(Address(_unquote(local), domain))
+        if user is None:
+            return Failed("5.1.1", f'unknown user: "{recipient}"')
+        trace = f"Return-Path: <{envelope.sender}>\nDelivered-To: {recipient}\n".encode()
+        try:
+            self._store(user, trace, content)
+        except OSError as fault:
+            reason = f"cannot store in the mailbox of {user}: {fault.strerror or fault}"
+            return Deferred(_STATUS.get(fault.errno or 0, "4.2.0"), reason)
+        return Delivered("2.0.0", "delivered to maildir")
+
+    def _store(self, user: str, trace: bytes, content: Content) -> None:
+        name = self._unique_name()
+        mailbox = self._open_mailbox(user)
+        try:
+            tmp = _open_directory("tmp", mailbox)
+            try:
+                new = _open_directory("new", mailbox)
+                try:
+                    self._write(name, tmp, new, trace, content)
+                finally:
+                    os.close(new)
+            finally:
+                os.close(tmp)
+        finally:
+            os.close(mailbox)
+
+    def _write(self, name: str, tmp: int, new: int, trace: bytes, content: Content) -> None:
+        fd = os.open(name, _FILE, 0o600, dir_fd=tmp)
+        try:
+            try:
+                pending = [trace]
+                for piece in to_unix_lines(content.chunks()):
+                    pending.append(piece)
+                    if len(piece) > 32768:
+                        write_all(fd, b"".join(pending))
+                        pending.clear()
+                write_all(fd, b"".join(pending))
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(name, name, src_dir_fd=tmp, dst_dir_fd=new)
+        except BaseException:
+            try:
+                os.unlink(name, dir_fd=tmp)
+            except OSError:
+                pass  # the disk that refused to store may refuse this, too; tmp/ is swept by mail readers
+            raise
+        os.fsync(new)
+
+    def _open_mailbox(self, user: str) -> int:
+        path = os.path.join(self._mail_root, user)
+        try:
+            return os.open(path, _DIRECTORY)
+        except FileNotFoundError:
+            os.makedirs(self._mail_root, mode=0o700, exist_ok=True)
+        root = os.open(self._mail_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            mailbox = _open_directory(user, root)
+        finally:
+            os.close(root)
+        for directory in ("tmp", "new", "cur"):
+            os.close(_open_directory(directory, mailbox))
+        return mailbox
+
+    def _unique_name(self) -> str:
+        seconds, fraction = divmod(time.time_ns() // 1000, 1_000_000)
+        # next() of a count is one step of the interpreter: all threads of the process share it without a lock.
+        return f"{seconds}.M{fraction}P{os.getpid()}Q{next(self._counter)}.{self._host}"
+
+
+def _open_directory(name: str, parent: int) -> int:
+    """Open a directory below an open one, making it (and its name durable) when it is missing."""
+    try:
+        return os.open(name, _DIRECTORY, dir_fd=parent)
+    except FileNotFoundError:
+        try:
+            os.mkdir(name, 0o700, dir_fd=parent)
+        except FileExistsError:
+            pass  # another delivery was faster
+        os.fsync(parent)
+        return os.open(name, _DIRECTORY, dir_fd=parent)
+
+
+def _unquote(local: str) -> str:
+    if not local.startswith('"'):
+        return local
+    plain = []
+    characters = iter(local[1:-1])
+    for character in characters:
+        plain.append(next(characters, "") if character == "\\" else character)
+    return "".join(plain)
+
+
+def to_unix_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """CRLF to LF, wherever the pieces are cut; a CR alone stays."""
+    held = b""
+    for chunk in chunks:
+        data = held + chunk if held else chunk
+        held = b""
+        if data.endswith(b"\r"):
+            data, held = data[:-1], b"\r"
+        yield data.replace(b"\r\n", b"\n")
+    if held:
+        yield held

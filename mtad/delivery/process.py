@@ -1,0 +1,211 @@
+"""The delivery process: threads that take jobs from one channel, deliver, write down what they did, and answer.
+
+The threads read the channel themselves, each packet goes to one of them. A thread that takes a job leaves at least one
+waiting, so a job never waits for a thread; how many jobs there are at a time is the scheduler's decision.
+
+Per job: open the queue file (whose shared lock says that it is in work), compare the content with its checksum, deliver,
+append the attempts, log, answer. The first thread keeps house: it shows the scheduler a sign of life and closes connections
+that nobody has reused.
+
+Errors: a damaged file is reported as such. Whatever a transport raises is a bug: logged as panic, and the recipients are
+deferred. A queue file that cannot be written (disk full) delays nothing: the answer carries the outcome, too.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+from setproctitle import setproctitle
+
+from mtad import log
+from mtad.delivery.bounce import BounceTransport
+from mtad.delivery.jobs import ALIVE, HEARTBEAT, Job, Result, job_decoder, job_encoder
+from mtad.delivery.maildir import MaildirTransport
+from mtad.delivery.smtp import SmtpTransport
+from mtad.delivery.transport import Task, Transport
+from mtad.errors import QueueFileDamaged, QueueFileUnfinished
+from mtad.net.channels import MAX_PACKET, PacketSocket
+from mtad.net.listening import is_own_address, split_address
+from mtad.outcome import Attempt, Deferred, Outcome
+from mtad.progress import Doubt
+from mtad.resolver import Resolver
+from mtad.routing import Router
+from mtad.runtime import Runtime
+from mtad.spool.message import OpenMessage
+from mtad.spool.queues import Queue, Spool
+
+#: Stacks of delivery threads: TLS and DNS need some, and there may be hundreds.
+_STACK: Final = 512 * 1024
+
+
+class Worker:
+    """The jobs of one delivery process."""
+
+    def __init__(self, runtime: Runtime, channel: PacketSocket) -> None:
+        """Build the transports; nothing is delivered yet."""
+        config = runtime.config
+        self._channel = channel
+        self._spool = Spool(config.spool)
+        self._spool.wake = runtime.wake.send
+        resolver = Resolver(config.dns.servers, config.dns.timeout)
+        router = Router(
+            resolver,
+            config.hostname,
+            port=config.delivery.port,
+            next_hop=config.delivery.next_hop,
+            is_own=OwnAddresses([socket.bound for _, socket in runtime.sockets]),
+        )
+        self._smtp = SmtpTransport(config.hostname, config.delivery, router)
+        self._transports: dict[str, Transport] = {
+            "smtp": self._smtp,
+            "local": MaildirTransport(config.local.mail_root, config.hostname, runtime.users),
+        }
+        domain = config.local.domains[0] if config.local.domains else config.hostname
+        self._bounce = BounceTransport(self._spool, config.hostname, f"postmaster@{domain}", config.retry)
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._idle = 0
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        """Serve until the scheduler closes the channel and the last job is done."""
+        self._add_thread()
+        while not self._ended.wait(1.0 if len(self._smtp.cache) else HEARTBEAT):
+            self._smtp.expire()
+            self._send(ALIVE)
+        self._smtp.close()
+
+    def _add_thread(self) -> None:
+        self._threads += 1
+        threading.Thread(target=self._serve, name="delivery", daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            with self._lock:
+                self._idle += 1
+            try:
+                packet = self._channel.recv(MAX_PACKET)
+            except OSError:
+                packet = b""
+            with self._lock:
+                self._idle -= 1
+                if packet and not self._idle:
+                    self._add_thread()
+                elif not packet:
+                    self._threads -= 1
+                    if not self._threads:
+                        self._ended.set()
+                    return
+            self._send(_fit(self.work(job_decoder.decode(packet))))
+
+    def _send(self, packet: bytes) -> None:
+        try:
+            self._channel.send(packet)
+        except OSError:
+            pass  # no scheduler any more: it stands in the queue file
+
+    def work(self, job: Job) -> Result:
+        """Do one job."""
+        try:
+            with self._spool.open(Queue.ACTIVE, job.queue_id) as message:
+                message.verify()
+                if job.transport == "bounce":
+                    return self._report(job, message)
+                return self._deliver(job, message)
+        except (QueueFileDamaged, QueueFileUnfinished) as fault:
+            return Result(job.number, damaged=str(fault))
+        except OSError as fault:
+            log.warning(f"cannot open the queue file: {fault}", job.queue_id)
+            return _all_deferred(job, f"queue file: {fault.strerror or fault}")
+
+    def _deliver(self, job: Job, message: OpenMessage) -> Result:
+        envelope = message.message.envelope
+
+        def in_doubt(host: str) -> None:
+            _note(message, Doubt(time.time(), job.recipients, host))
+
+        started = time.time()
+        try:
+            attempts = self._transports[job.transport].deliver(
+                Task(envelope, job.recipients, job.destination), message, in_doubt
+            )
+            outcomes = {index: outcome for attempt in attempts for index, outcome in attempt.outcomes}
+            missing = [index for index in job.recipients if index not in outcomes]
+            if missing:
+                raise RuntimeError(f"transport {job.transport} told nothing about recipients {missing}")
+        except QueueFileDamaged:
+            raise
+        except Exception as bug:
+            log.panic("delivery failed in a way that nobody thought of", bug, job.queue_id)
+            deferred = Deferred("4.3.0", f"internal error: {type(bug).__name__}")
+            attempts = [Attempt(started, tuple((index, deferred) for index in job.recipients))]
+            outcomes = dict(attempts[0].outcomes)
+        # A message that lives on for other recipients must not forget, not even in a power cut, who has it already.
+        _note(message, *attempts, durable=len(job.recipients) < len(envelope.recipients))
+        for attempt in attempts:
+            for index, outcome in attempt.outcomes:
+                log.delivery(envelope, envelope.recipients[index].address, attempt, outcome, job.active)
+        return Result(job.number, tuple(outcomes.items()))
+
+    def _report(self, job: Job, message: OpenMessage) -> Result:
+        try:
+            report = self._bounce.report(message, job.recipients)
+        except OSError as fault:
+            log.warning(f"cannot store the report to its sender: {fault}", job.queue_id)
+            return Result(job.number)
+        return Result(job.number, report=report.id if report else "")
+
+
+def _note(message: OpenMessage, *events: Attempt | Doubt, durable: bool = False) -> None:
+    """Append to the history; a disk that refuses must not keep mail from going out."""
+    try:
+        message.append(*events, durable=durable)
+    except OSError as fault:
+        log.warning(f"cannot be noted in the queue file: {fault}", message.message.envelope.id)
+
+
+def _all_deferred(job: Job, why: str) -> Result:
+    outcome: Outcome = Deferred("4.3.0", why)
+    return Result(job.number, tuple((index, outcome) for index in job.recipients))
+
+
+def _fit(result: Result) -> bytes:
+    """The packet of a result; long texts, which stand in the queue file, are cut when it would be too big."""
+    packet = job_encoder.encode(result)
+    if len(packet) <= MAX_PACKET:
+        return packet
+    room = MAX_PACKET // (2 * len(result.outcomes)) // 8
+    cut = tuple(
+        (index, msgspec.structs.replace(outcome, text=outcome.text[:room], reply="", remote=outcome.remote[:room]))
+        for index, outcome in result.outcomes
+    )
+    return job_encoder.encode(Result(result.number, cut))
+
+
+class OwnAddresses:
+    """Whether a connection to an address and port would come back to this server (RFC 5321 section 5.1)."""
+
+    def __init__(self, listening: Sequence[str]) -> None:
+        """``listening`` are the addresses on which this server listens."""
+        self._exact = frozenset(split_address(address) for address in listening)
+        self._any = frozenset((":" in host, port) for host, port in self._exact if host in {"0.0.0.0", "::"})
+
+    def __call__(self, host: str, port: int) -> bool:
+        """Whether that is us."""
+        return (host, port) in self._exact or ((":" in host, port) in self._any and is_own_address(host))
+
+
+def run_delivery(runtime: Runtime, channel: PacketSocket) -> None:
+    """What a delivery process does, from its fork to its end."""
+    setproctitle("mtad: delivery")
+    log.become("smtp")
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # it ends when its channel does
+    signal.set_wakeup_fd(-1)
+    threading.stack_size(_STACK)
+    Worker(runtime, channel).run()

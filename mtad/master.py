@@ -1,0 +1,393 @@
+"""The master process: binds the sockets, forks the children, restarts, reloads, ends them. It delivers nothing.
+
+It has one thread and one loop over its signals and its counter (`mtad status`). Signals: SIGTERM and SIGINT stop, SIGHUP
+reloads, SIGCHLD reaps. A child that dies is replaced, after a pause that doubles as long as its place dies young.
+
+A *generation* is a configuration and the children that run it. A reload checks the new configuration, binds what is new,
+starts the new children and asks the old ones to finish: listeners drain, the scheduler gives the spool away at once.
+Sockets whose address stays are kept, so no connection is refused meanwhile. A refused configuration changes nothing.
+
+Errors: what keeps a server from starting is raised by `Master.prepare`, before anything is forked. After that nothing ends
+the master but a stop.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from setproctitle import setproctitle
+
+from mtad import VERSION, host, log
+from mtad.config import Config
+from mtad.control import ListenerStatus, ProcessStatus, Status, control_path, mailslot_path
+from mtad.errors import ConfigError, MtadError, Problem
+from mtad.listener import run_listener
+from mtad.net.channels import Counter, Lifeline, Mailslot, WakePipe, notify
+from mtad.net.listening import ListeningSocket
+from mtad.occupancy import Occupancy
+from mtad.runtime import Runtime
+from mtad.scheduler.process import run_scheduler
+from mtad.signals import Signals
+from mtad.spool.queues import MASTER_LOCK, Spool
+from mtad.users import Users
+
+#: A child that lived less than this (seconds) died young: the pause before its successor doubles.
+_YOUNG: Final = 5.0
+_FIRST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 30.0
+#: Seconds over the limit that children have to end by themselves before they are killed.
+_GRACE: Final = 3.0
+
+
+class Place:
+    """A place for one child of the current generation: a listener, or the scheduler."""
+
+    def __init__(self, role: str, row: int = -1) -> None:
+        """``row`` is a listener's in the occupancy table."""
+        self.role = role
+        self.row = row
+        self.pid = 0
+        self.started = 0.0
+        self.deaths = 0
+        self.pause = _FIRST_PAUSE
+        self.not_before = 0.0
+
+
+class Master:
+    """One server from start to end; see the module."""
+
+    def __init__(self, config: Config, source: str, reread: Callable[[], Config]) -> None:
+        """``source`` names where the configuration comes from, ``reread`` reads and checks it again for a reload."""
+        self._config = config
+        self._source = source
+        self._reread = reread
+        self._started = time.time()
+        self._places: list[Place] = []
+        self._draining: dict[int, str] = {}
+        self._rows: dict[int, int] = {}
+        self._stopping = False
+        self._reloads = 0
+        self._reload_fault = ""
+
+    # -- start --------------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Everything that can fail: spool, locks, sockets, privileges, pid file. Nothing is forked yet.
+
+        Raises:
+            ConfigError: a setting cannot be honoured on this machine.
+            SpoolBusy: another server uses this spool.
+            OSError, MtadError: the world's, named.
+        """
+        config = self._config
+        account = host.account(config)
+        if account is not None:
+            for path in (config.spool, os.path.dirname(config.pid_file) or ".", config.local.mail_root):
+                host.make_directory(path, account)
+        self._spool = Spool(config.spool, create=True)
+        self._lock = self._spool.lock(MASTER_LOCK)
+        sockets = _bind(config, {})
+        if account is not None:
+            host.give_spool(config.spool, account)
+            host.drop_privileges(account)
+        users = self._load_users(config)
+        host.write_pid_file(config.pid_file)
+        host.adopt_orphans()
+        self._signals = Signals({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
+        self._counter = Counter(control_path(config.spool))
+        self._runtime = Runtime(
+            config=config,
+            users=users,
+            sockets=sockets,
+            occupancy=Occupancy(os.urandom(16)),
+            lifeline=Lifeline(),
+            wake=WakePipe(),
+            mailslot=Mailslot(mailslot_path(config.spool)),
+        )
+        self._spool.wake = self._runtime.wake.send
+
+    def run(self, ready: Callable[[], None]) -> None:
+        """Fork the children, call ``ready``, and serve until a stop."""
+        setproctitle("mtad: master")
+        self._open_places()
+        self._fill_places()
+        log.info(f"started -- version {VERSION}, configuration {self._source}")
+        ready()
+        notify("READY=1")
+        poll = select.poll()
+        poll.register(self._signals.fileno(), select.POLLIN)
+        poll.register(self._counter.fileno(), select.POLLIN)
+        while not self._stopping:
+            for fd, _ in poll.poll(self._milliseconds()):
+                if fd == self._counter.fileno():
+                    self._counter.answer(msgspec.json.encode(self.status()))
+                else:
+                    self._on_signals(self._signals.take())
+            self._reap()
+            self._fill_places()
+        self._stop()
+
+    def status(self) -> Status:
+        """What `mtad status` shows."""
+        runtime = self._runtime
+        listeners = tuple(
+            ListenerStatus(
+                listener.name,
+                listener.service,
+                tuple(socket.bound for index, socket in runtime.sockets if index == number),
+            )
+            for number, listener in enumerate(runtime.config.listener)
+        )
+        processes = tuple(
+            ProcessStatus(
+                place.role,
+                place.pid,
+                place.started,
+                runtime.occupancy.sessions(place.row) if place.row >= 0 else 0,
+                place.deaths,
+            )
+            for place in self._places
+        )
+        return Status(
+            version=VERSION,
+            pid=os.getpid(),
+            started=self._started,
+            config=self._source,
+            hostname=runtime.config.hostname,
+            spool=runtime.config.spool,
+            sessions=runtime.occupancy.total(),
+            listeners=listeners,
+            processes=processes,
+            draining=len(self._draining),
+            reloads=self._reloads,
+            reload_fault=self._reload_fault,
+        )
+
+    # -- children -----------------------------------------------------------------------------------------------------
+
+    def _open_places(self) -> None:
+        config = self._runtime.config
+        self._places = [Place("scheduler")]
+        self._places += [Place("listener", self._runtime.occupancy.assign()) for _ in range(config.processes.listeners)]
+
+    def _fill_places(self) -> None:
+        now = time.monotonic()
+        for place in self._places:
+            if not place.pid and now >= place.not_before:
+                self._fork(place)
+
+    def _fork(self, place: Place) -> None:
+        try:
+            pid = os.fork()
+        except OSError as fault:
+            place.not_before = time.monotonic() + place.pause
+            log.warning(f"cannot start a {place.role}: {fault}")
+            return
+        if pid == 0:
+            self._become_child(place)
+        place.pid = pid
+        place.started = time.time()
+        if place.row >= 0:
+            self._rows[pid] = place.row
+
+    def _become_child(self, place: Place) -> None:
+        """In the child: what it does until its end. Does not return."""
+        code = 70  # EX_SOFTWARE
+        try:
+            wanted = {signal.SIGTERM, signal.SIGUSR1} if place.role == "scheduler" else {signal.SIGTERM}
+            signals = Signals(wanted)
+            self._runtime.lifeline.hold()
+            self._counter.close()
+            os.close(self._lock)
+            if place.role == "scheduler":
+                setproctitle("mtad: scheduler")
+                log.become("qmgr")
+                for _, socket in self._runtime.sockets:
+                    socket.close()
+                run_scheduler(self._runtime, self._spool, signals)
+            else:
+                run_listener(self._runtime, place.row, self._spool, signals)
+            code = 0
+        except BaseException as bug:
+            log.panic(f"{place.role} ends", bug)
+        finally:
+            os._exit(code)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            self._buried(pid, os.waitstatus_to_exitcode(status))
+
+    def _buried(self, pid: int, code: int) -> None:
+        row = self._rows.pop(pid, None)
+        if self._draining.pop(pid, None) is not None:
+            if row is not None:
+                self._runtime.occupancy.clear(row)
+            return
+        for place in self._places:
+            if place.pid == pid:
+                break
+        else:
+            return
+        now = time.monotonic()
+        place.pid = 0
+        if row is not None:
+            self._runtime.occupancy.clear(row)
+            place.row = self._runtime.occupancy.assign()
+        if self._stopping:
+            return
+        place.deaths += 1
+        young = time.time() - place.started < _YOUNG
+        place.pause = min(_LONGEST_PAUSE, place.pause * 2) if young else _FIRST_PAUSE
+        place.not_before = now + place.pause
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        log.warning(f"{place.role} process {pid} {how}; the next one starts in {place.pause:g} s")
+
+    def _milliseconds(self) -> int | None:
+        times = [place.not_before for place in self._places if not place.pid]
+        if not times:
+            return None
+        return max(0, int((min(times) - time.monotonic()) * 1000) + 1)
+
+    # -- signals ------------------------------------------------------------------------------------------------------
+
+    def _on_signals(self, seen: set[signal.Signals]) -> None:
+        if signal.SIGTERM in seen or signal.SIGINT in seen:
+            self._stopping = True
+        elif signal.SIGHUP in seen:
+            notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            self._reload()
+            self._reloads += 1
+            notify("READY=1")
+
+    def _reload(self) -> None:
+        old = self._runtime
+        try:
+            config = self._reread()
+            _unchangeable(old.config, config)
+            users = self._load_users(config)
+            sockets = _bind(config, {(socket.address, socket.interface): socket for _, socket in old.sockets})
+        except (MtadError, OSError) as fault:
+            self._reload_fault = str(fault)
+            for line in str(fault).splitlines():
+                log.warning(f"reload refused, the old configuration stays: {line}")
+            return
+        self._reload_fault = ""
+        log.setup(config.log.to, config.log.format, "master")
+        self._runtime = msgspec.structs.replace(old, config=config, users=users, sockets=sockets)
+        before, self._places = self._places, []
+        self._open_places()
+        for place in before:
+            if place.pid:
+                self._draining[place.pid] = place.role
+                _signal(place.pid, signal.SIGUSR1 if place.role == "scheduler" else signal.SIGTERM)
+        self._fill_places()
+        kept = {id(socket) for _, socket in sockets}
+        for _, socket in old.sockets:
+            if id(socket) not in kept:
+                socket.close()
+        log.info("reloaded")
+
+    def _load_users(self, config: Config) -> Users:
+        return Users.load(
+            config.local.users,
+            config.local.domains,
+            config.local.postmaster,
+            fallback=config.development,
+            warn=log.warning,
+        )
+
+    # -- stop ---------------------------------------------------------------------------------------------------------
+
+    def _stop(self) -> None:
+        notify("STOPPING=1")
+        log.info("stopping")
+        for _, socket in self._runtime.sockets:
+            socket.close()
+        deadline = time.monotonic() + self._runtime.config.processes.stop_timeout + _GRACE
+        for pid in self._children():
+            _signal(pid, signal.SIGTERM)
+        poll = select.poll()
+        poll.register(self._signals.fileno(), select.POLLIN)
+        while self._children():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                for pid in self._children():
+                    log.warning(f"process {pid} did not end in time and is killed")
+                    _signal(pid, signal.SIGKILL)
+                deadline = time.monotonic() + _GRACE
+            poll.poll(max(1, min(1000, int(left * 1000))))
+            self._signals.take()
+            self._reap()
+        self._counter.close()
+        for path in (control_path(self._config.spool), mailslot_path(self._config.spool), self._config.pid_file):
+            try:
+                os.unlink(path)
+            except OSError:
+                pass  # somebody tidied up already
+        log.info("stopped")
+
+    def _children(self) -> list[int]:
+        """All living children, also deliveries whose scheduler was killed: they became ours (`mtad.host.adopt_orphans`)."""
+        known = {place.pid for place in self._places if place.pid} | self._draining.keys()
+        return sorted(known | set(host.children()))
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _bind(config: Config, bound: dict[tuple[str, str], ListeningSocket]) -> tuple[tuple[int, ListeningSocket], ...]:
+    """Sockets for all listeners, those that are ``bound`` already used again.
+
+    Raises:
+        OSError: one cannot be bound; those that were bound for nothing are closed again.
+    """
+    sockets: list[tuple[int, ListeningSocket]] = []
+    new: list[ListeningSocket] = []
+    try:
+        for index, listener in enumerate(config.listener):
+            for address in listener.address:
+                socket = bound.get((address, listener.interface))
+                if socket is None:
+                    socket = ListeningSocket(address, listener.interface)
+                    new.append(socket)
+                sockets.append((index, socket))
+    except OSError:
+        for socket in new:
+            socket.close()
+        raise
+    return tuple(sockets)
+
+
+def _unchangeable(old: Config, new: Config) -> None:
+    """What a reload cannot change, since it belongs to the master.
+
+    Raises:
+        ConfigError: such a setting has changed.
+    """
+    problems = [
+        Problem("", None, key, f"cannot be changed by a reload (now {before!r}, wanted {after!r}); restart instead")
+        for key, before, after in (
+            ("spool", old.spool, new.spool),
+            ("user", old.user, new.user),
+            ("pid_file", old.pid_file, new.pid_file),
+        )
+        if before != after
+    ]
+    if problems:
+        raise ConfigError(problems)

@@ -1,0 +1,94 @@
+"""Who may send what to whom: the decisions at RCPT.
+
+What it is for: one `Policy` belongs to one listening service and says for each recipient whether we store it, pass it on,
+or refuse it, and in the last case why. It gives verdicts; the words of the replies are `mtad.session.commands`'.
+
+Invariants: closed by default. A recipient is taken only when its domain is one of ours and the user exists (or it is
+postmaster), or when the client may relay. Domains are compared as written: an address literal, a trailing dot, a percent
+sign or a bang make no domain ours and route nothing; they are part of a local part that nobody has.
+
+Errors: `ValueError` for a network that is none (the caller checked the configuration before). Whatever ``Users`` raises
+goes through.
+
+Standards: RFC 5321 sections 3.6.2 (relaying), 4.5.1 (postmaster), 5.1 (local domains); RFC 3463 section 3.8 (policy).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from enum import Enum
+from typing import Literal, Protocol
+
+from mtad.address import Address
+
+Service = Literal["mx", "relay", "submission"]
+
+
+class Users(Protocol):
+    """The users who have mail here."""
+
+    def lookup(self, address: Address) -> str | None:
+        """The name of the user who has this address, or None. Without regard to case."""
+
+
+class Verdict(Enum):
+    """What becomes of a recipient."""
+
+    LOCAL = "stored here"
+    RELAY = "passed on"
+    UNKNOWN_USER = "the domain is ours, the user is not"
+    NOT_OURS = "the domain is not ours and the client may not relay"
+    NOT_TRUSTED = "this service is not for this client"
+    NOT_AUTHENTICATED = "this service is for clients who have said who they are"
+
+
+class Policy:
+    """The rules of one listening service; has no state and is shared by all its sessions."""
+
+    def __init__(self, users: Users, domains: Iterable[str], service: Service = "mx", trusted: Iterable[str] = ()) -> None:
+        """Make the rules.
+
+        Args:
+            users: who has mail here.
+            domains: the local domains.
+            service: what the listener is for.
+            trusted: networks such as ``192.0.2.0/24``; only a relay heeds them.
+
+        Raises:
+            ValueError: a network is not well-formed.
+        """
+        self._users = users
+        self._ordered = tuple(domain.lower() for domain in domains)
+        self._domains = frozenset(self._ordered)
+        self._service = service
+        self._trusted = tuple(ipaddress.ip_network(network) for network in trusted)
+
+    @property
+    def first_domain(self) -> str:
+        """The local domain that a bare postmaster belongs to; "" when no domain is local."""
+        return self._ordered[0] if self._ordered else ""
+
+    def trusts(self, address: str) -> bool:
+        """Whether a client at this address may relay; an IPv4 address mapped into IPv6 counts as what it is."""
+        try:
+            client = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        if isinstance(client, ipaddress.IPv6Address):
+            client = client.ipv4_mapped or client
+        return self._service == "relay" and any(client in network for network in self._trusted)
+
+    def judge(self, recipient: Address, trusted: bool) -> Verdict:
+        """Decide about one recipient of a client; ``trusted`` is what `trusts` said of it."""
+        if self._service == "relay" and not trusted:
+            return Verdict.NOT_TRUSTED
+        if self._service == "submission":
+            return Verdict.NOT_AUTHENTICATED
+        if not recipient.domain:
+            return Verdict.LOCAL
+        if recipient.domain not in self._domains:
+            return Verdict.RELAY if trusted else Verdict.NOT_OURS
+        if recipient.local.lower() == "postmaster" or self._users.lookup(recipient) is not None:
+            return Verdict.LOCAL
+        return Verdict.UNKNOWN_USER

@@ -1,0 +1,136 @@
+"""When to try again, when to give up, and what follows from the outcomes of an attempt: pure functions.
+
+The wait before the next attempt is the time already spent in the queue, held between a minimum and a maximum; so it doubles
+by itself, and no counter has to be kept. Jitter is added, so that what was deferred together does not come back together.
+
+`settle` is the scheduler's one decision. A recipient is settled when it was delivered, or when its sender was told that it
+failed. A message without unsettled recipients is done; recipients that failed, or are deferred beyond the lifetime of the
+message, are to be reported first; what is left then waits for its next attempt.
+
+Invariants: every recipient is settled, or in `Bounce.failed`, or the reason for a `RetryAt`. All times are seconds since
+the epoch, all durations seconds. Errors: ValueError is the caller's fault.
+Standards: RFC 5321 section 4.5.4.1 (retry and give-up times), RFC 3463 section 3.5 (4.4.7, delivery time expired).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from mtad.config import DAY, HOUR, MINUTE, Retry
+from mtad.envelope import Envelope
+from mtad.outcome import Deferred, Failed
+from mtad.progress import RecipientState
+
+#: The largest part of the wait that jitter adds.
+JITTER: Final = 0.1
+
+
+class Done(msgspec.Struct, frozen=True):
+    """Nothing is left to do: the message goes."""
+
+
+class RetryAt(msgspec.Struct, frozen=True):
+    """Some recipients wait; ``when`` is the time of the next attempt."""
+
+    when: float
+
+
+class Bounce(msgspec.Struct, frozen=True):
+    """Recipients failed and nobody was told yet; ``then`` follows once the report is committed and recorded.
+
+    ``failed`` pairs the index of each such recipient with the reason, in the order of the envelope; never empty.
+    """
+
+    failed: tuple[tuple[int, Failed], ...]
+    then: Done | RetryAt
+
+
+Decision = Done | RetryAt | Bounce
+
+
+def lifetime(envelope: Envelope, retry: Retry) -> float:
+    """How long, in seconds after its arrival, this message may stay in the queue. A null sender makes it a report."""
+    report = envelope.kind != "mail" or not envelope.sender
+    return retry.bounce_lifetime if report else retry.lifetime
+
+
+def expired(envelope: Envelope, now: float, retry: Retry) -> bool:
+    """True when the message has been in the queue for its lifetime."""
+    # The sum, as in `settle`, not the difference: rounding must not make the attempt at the expiry the last but one.
+    return now >= envelope.arrival + lifetime(envelope, retry)
+
+
+def next_attempt(arrival: float, now: float, retry: Retry, jitter: float, expiry: float | None = None) -> float:
+    """The time of the next attempt: ``now`` plus the time spent in the queue, clamped, plus up to 10 % of that.
+
+    Args:
+        arrival: of the message.
+        now: the end of the attempt before.
+        retry: minimum and maximum of the wait.
+        jitter: a random number, 0 <= jitter < 1.
+        expiry: the end of the message's life, at which the last attempt is made; None takes ``retry.lifetime``.
+
+    Returns:
+        Never before ``now``, and never after ``expiry`` unless that is past.
+    """
+    wait = min(max(now - arrival, retry.minimum), retry.maximum)
+    wait += wait * JITTER * jitter
+    return max(now, min(now + wait, arrival + retry.lifetime if expiry is None else expiry))
+
+
+def settle(envelope: Envelope, states: Sequence[RecipientState], now: float, retry: Retry, jitter: float) -> Decision:
+    """What to do with a message after an attempt.
+
+    Args:
+        envelope: the message's.
+        states: one for each of its recipients, in the same order.
+        now: the time.
+        retry: waits and lifetimes.
+        jitter: a random number, 0 <= jitter < 1.
+
+    Raises:
+        ValueError: there are more or fewer states than recipients.
+    """
+    if len(states) != len(envelope.recipients):
+        raise ValueError(f"{envelope.id}: {len(states)} states for {len(envelope.recipients)} recipients")
+    over = expired(envelope, now, retry)
+    failed: list[tuple[int, Failed]] = []
+    waiting = False
+    for index, state in enumerate(states):
+        if state.settled:
+            continue
+        if isinstance(state.outcome, Failed):
+            failed.append((index, state.outcome))
+        elif over:
+            failed.append((index, _gave_up(state, now - envelope.arrival)))
+        else:
+            waiting = True
+    then: Done | RetryAt = Done()
+    if waiting:
+        expiry = envelope.arrival + lifetime(envelope, retry)
+        then = RetryAt(next_attempt(envelope.arrival, now, retry, jitter, expiry))
+    return Bounce(tuple(failed), then) if failed else then
+
+
+def _gave_up(state: RecipientState, age: float) -> Failed:
+    """The failure that an unfinished recipient becomes when its time is over; what was last in the way is kept."""
+    text = f"message expired after {in_words(age)}"
+    if isinstance(state.outcome, Deferred):
+        last = state.outcome
+        return Failed(status="4.4.7", text=f"{text}; last: {last.text}", remote=last.remote, reply=last.reply)
+    return Failed(status="4.4.7", text=f"{text}; it was never tried")
+
+
+def in_words(seconds: float) -> str:
+    """A duration for people, in its largest unit and rounded down: ``5 days``, ``1 hour``, ``30 seconds``."""
+    for unit, length in (("day", DAY), ("hour", HOUR), ("minute", MINUTE)):
+        if seconds >= length:
+            return _plural(int(seconds // length), unit)
+    return _plural(max(0, int(seconds)), "second")
+
+
+def _plural(count: int, unit: str) -> str:
+    return f"{count} {unit}" if count == 1 else f"{count} {unit}s"

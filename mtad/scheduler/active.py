@@ -1,0 +1,44 @@
+"""A message that the scheduler has in hand: its envelope, where its recipients stand, and how many jobs are open for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mtad.envelope import Envelope
+from mtad.outcome import Failed, Outcome
+from mtad.progress import RecipientState
+
+
+class ActiveMessage:
+    """One message in active/."""
+
+    __slots__ = ("claimed", "deaths", "envelope", "open_jobs", "size", "states", "urgent")
+
+    def __init__(
+        self, envelope: Envelope, states: Sequence[RecipientState], size: int, claimed: float, urgent: bool
+    ) -> None:
+        """``claimed`` is when it was taken in hand, ``size`` octets of content; ``urgent``: somebody asked for it."""
+        self.envelope = envelope
+        self.states = list(states)
+        self.size = size
+        self.claimed = claimed
+        self.urgent = urgent
+        self.open_jobs = 0
+        self.deaths = 0
+
+    def due(self) -> list[int]:
+        """The recipients for whom something can be tried: neither done nor failed."""
+        return [
+            index for index, state in enumerate(self.states) if not state.settled and not isinstance(state.outcome, Failed)
+        ]
+
+    def record(self, outcomes: Sequence[tuple[int, Outcome]]) -> None:
+        """Take note of what an attempt brought."""
+        for index, outcome in outcomes:
+            if not self.states[index].settled:
+                self.states[index] = RecipientState(outcome)
+
+    def reported(self, recipients: Sequence[int]) -> None:
+        """Take note that the sender knows."""
+        for index in recipients:
+            self.states[index] = RecipientState(self.states[index].outcome, reported=True)

@@ -1,0 +1,165 @@
+"""Retry times and the decision about a message."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtad.config import DAY, Duration, Retry
+from mtad.envelope import Envelope, Recipient
+from mtad.outcome import Deferred, Delivered, Failed, Outcome
+from mtad.progress import RecipientState
+from mtad.retry import Bounce, Done, RetryAt, expired, in_words, lifetime, next_attempt, settle
+
+RETRY = Retry()
+NOW = 1_700_000_000.0
+SENT = Delivered("2.0.0", "ok")
+LATER = Deferred("4.3.0", "try later", remote="mx.example", reply="450 4.3.0 try later")
+NEVER = Failed("5.1.1", "no such user")
+
+
+def envelope(count: int, age: float = 0.0, sender: str = "a@b.example", kind: str = "mail") -> Envelope:
+    recipients = tuple(Recipient(f"r{number}@c.example") for number in range(count))
+    return Envelope("ID", NOW - age, sender, recipients, kind=kind)  # type: ignore[arg-type]  # any of the three kinds
+
+
+def states(*outcomes: Outcome | None) -> tuple[RecipientState, ...]:
+    return tuple(RecipientState(outcome) for outcome in outcomes)
+
+
+def test_the_wait_is_the_age_of_the_message_within_bounds() -> None:
+    assert next_attempt(NOW, NOW, RETRY, 0) == NOW + 300
+    assert next_attempt(NOW - 1000, NOW, RETRY, 0) == NOW + 1000
+    assert next_attempt(NOW - 50_000, NOW, RETRY, 0) == NOW + 4000
+    assert next_attempt(NOW - 1000, NOW, RETRY, 0.5) == NOW + 1050
+    assert next_attempt(NOW + 500, NOW, RETRY, 0) == NOW + 300, "a clock that was set back"
+
+
+def test_the_last_attempt_is_at_the_expiry() -> None:
+    assert next_attempt(NOW - 5 * DAY + 100, NOW, RETRY, 0.9) == NOW + 100
+    assert next_attempt(NOW - 6 * DAY, NOW, RETRY, 0) == NOW
+    assert next_attempt(NOW, NOW, RETRY, 0, expiry=NOW + 7) == NOW + 7
+
+
+def test_the_gaps_double_until_the_maximum() -> None:
+    now, gaps = NOW, []
+    for _ in range(8):
+        when = next_attempt(NOW, now, RETRY, 0)
+        gaps.append(when - now)
+        now = when
+    assert gaps == [300, 300, 600, 1200, 2400, 4000, 4000, 4000]
+
+
+def test_lifetimes() -> None:
+    retry = Retry(lifetime=Duration(100), bounce_lifetime=Duration(10))
+    assert lifetime(envelope(1), retry) == 100
+    assert lifetime(envelope(1, sender=""), retry) == 10
+    assert lifetime(envelope(1, kind="bounce"), retry) == 10
+    assert lifetime(envelope(1, kind="double-bounce"), retry) == 10
+    assert not expired(envelope(1, 99.9), NOW, retry)
+    assert expired(envelope(1, 100), NOW, retry)
+    assert expired(envelope(1, 10, sender=""), NOW, retry)
+
+
+def test_done() -> None:
+    reported = RecipientState(NEVER, reported=True)
+    assert settle(envelope(3), (*states(SENT, SENT), reported), NOW, RETRY, 0) == Done()
+
+
+def test_one_deferred_or_untried_recipient_waits() -> None:
+    assert settle(envelope(2, 1000), states(SENT, LATER), NOW, RETRY, 0) == RetryAt(NOW + 1000)
+    assert settle(envelope(2, 1000), states(SENT, None), NOW, RETRY, 0) == RetryAt(NOW + 1000)
+    doubt = RecipientState(None, doubt="mx.example")
+    assert settle(envelope(1, 1000), (doubt,), NOW, RETRY, 0) == RetryAt(NOW + 1000)
+
+
+def test_a_failure_is_reported_and_then_the_rest_goes_on() -> None:
+    assert settle(envelope(2), states(SENT, NEVER), NOW, RETRY, 0) == Bounce(((1, NEVER),), Done())
+    assert settle(envelope(2), states(NEVER, LATER), NOW, RETRY, 0) == Bounce(((0, NEVER),), RetryAt(NOW + 300))
+
+
+def test_an_expired_recipient_fails_with_what_was_last_in_the_way() -> None:
+    decision = settle(envelope(3, 5 * DAY), states(SENT, LATER, None), NOW, RETRY, 0)
+    assert decision == Bounce(
+        (
+            (1, Failed("4.4.7", "message expired after 5 days; last: try later", "mx.example", "450 4.3.0 try later")),
+            (2, Failed("4.4.7", "message expired after 5 days; it was never tried")),
+        ),
+        Done(),
+    )
+
+
+def test_the_attempt_at_the_expiry_is_the_last() -> None:
+    message = envelope(1, 5 * DAY - 10)
+    decision = settle(message, states(LATER), NOW, RETRY, 0.7)
+    assert isinstance(decision, RetryAt)
+    assert isinstance(settle(message, states(LATER), decision.when, RETRY, 0.7), Bounce)
+
+
+def test_a_report_expires_by_its_own_lifetime() -> None:
+    retry = Retry(bounce_lifetime=Duration(60))
+    assert settle(envelope(1, 10, sender=""), states(LATER), NOW, retry, 0) == RetryAt(NOW + 50)
+    assert isinstance(settle(envelope(1, 60, sender=""), states(LATER), NOW, retry, 0), Bounce)
+
+
+def test_a_wrong_number_of_states_is_the_callers_fault() -> None:
+    with pytest.raises(ValueError, match="ID: 1 states for 2 recipients"):
+        settle(envelope(2), states(SENT), NOW, RETRY, 0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0 seconds"), (-5, "0 seconds"), (1, "1 second"), (90, "1 minute"), (7200, "2 hours"), (5.5 * DAY, "5 days")],
+)
+def test_in_words(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
+
+
+outcomes = st.sampled_from([None, SENT, LATER, NEVER])
+recipient_states = st.builds(RecipientState, outcomes, st.booleans(), st.sampled_from(["", "mx"]))
+retries = st.builds(
+    lambda least, more, life, bounce: Retry(Duration(least), Duration(least + more), Duration(life), Duration(bounce)),
+    *(st.floats(0.001, 1e4), st.floats(0, 1e5), st.floats(0, 1e6), st.floats(0, 1e6)),
+)
+jitters = st.floats(0, 1, exclude_max=True)
+
+
+@given(
+    st.lists(recipient_states, min_size=1, max_size=8),
+    st.floats(-1e3, 2e6),
+    retries,
+    jitters,
+    st.sampled_from(["mail", "bounce", "double-bounce"]),
+)
+def test_no_recipient_is_lost(all_states: list[RecipientState], age: float, retry: Retry, jitter: float, kind: str) -> None:
+    # Invariant: settled, reported now, or waiting for a time that comes; never two of these, never none.
+    message = envelope(len(all_states), age, kind=kind)
+    decision = settle(message, all_states, NOW, retry, jitter)
+    failed = [index for index, _ in decision.failed] if isinstance(decision, Bounce) else []
+    then = decision.then if isinstance(decision, Bounce) else decision
+    open_ones = [index for index, state in enumerate(all_states) if not state.settled]
+    waiting = [index for index in open_ones if index not in failed]
+    assert failed == sorted(set(failed))
+    assert set(failed) <= set(open_ones)
+    assert isinstance(then, RetryAt) == bool(waiting)
+    assert all(not isinstance(all_states[index].outcome, Failed) for index in waiting)
+    if expired(message, NOW, retry):
+        assert not waiting
+    if isinstance(decision, Bounce):
+        assert decision.failed
+    if isinstance(then, RetryAt):
+        assert NOW <= then.when <= max(NOW, message.arrival + lifetime(message, retry))
+        assert then.when - NOW <= retry.maximum * 1.1 + 1e-6
+
+
+@given(st.floats(0, 4e5), retries, jitters)
+def test_times_are_within_bounds(age: float, retry: Retry, jitter: float) -> None:
+    # Invariant: never early, never late, and never after the expiry while that is ahead.
+    when = next_attempt(NOW - age, NOW, retry, jitter)
+    expiry = NOW - age + retry.lifetime
+    assert when >= NOW
+    assert when - NOW <= retry.maximum * 1.1 + 1e-6
+    if expiry > NOW:
+        assert when <= expiry
+        assert when >= min(NOW + retry.minimum, expiry) - 1e-6

@@ -20,13 +20,24 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "click>=8.1",
-        "dnspython>=2.4",
+        "cryptography>=45",
+        "dnspython[idna]>=2.4",
+        "idna>=3.3",
         "msgspec>=0.18",
         "python-daemon>=3.0",
+        "scramp>=1.5",
         "setproctitle>=1.3",
     ],
     extras_require={
-        "test": ["hypothesis>=6", "mypy>=1.8", "pytest>=8", "pytest-timeout>=2", "ruff>=0.4"],
+        "test": [
+            "hypothesis>=6",
+            "mypy>=1.8",
+            "pytest>=8",
+            "pytest-timeout>=2",
+            "pytest-xdist>=3",
+            "ruff>=0.4",
+            "trustme>=1",
+        ],
     },
     entry_points={
         "console_scripts": [

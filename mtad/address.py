@@ -8,6 +8,7 @@ without parsing. The null reverse-path ``<>`` is `NULL`, the bare ``<postmaster>
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Final
 
 import msgspec
@@ -36,8 +37,10 @@ class Address(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> str:
-        """The form in which addresses are compared: without case, both sides of the @."""
-        return f"{self.local}@{self.domain}".casefold()
+        """The form in which addresses are compared: without case, both sides of the @, and one for each way to write an
+        accented letter (RFC 6532 section 3.1)."""
+        key = f"{self.local}@{self.domain}".casefold()
+        return key if key.isascii() else unicodedata.normalize("NFC", key)
 
 
 NULL: Final = Address("", "")

@@ -16,6 +16,7 @@ import ipaddress
 import os
 import pwd
 import stat
+import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -26,13 +27,16 @@ from mtad.config_lines import Path, show
 from mtad.config_rules import split_address
 from mtad.configfile import line_of
 from mtad.errors import ConfigError, Problem
+from mtad.net.listening import has_device
+from mtad.passwords import Passwords
+from mtad.tls.certificates import CertificateFault, Pair, inspect, read_authorities
 from mtad.users import Users
 
 #: Asked whether an address and port can be listened on: None when it is free or ours already, else why not.
 Probe = Callable[[str, int], str | None]
 
-#: Where Linux lists the network devices.
-_DEVICES: Final = "/sys/class/net"
+#: Seconds before the end of a certificate from which on it is worth a warning. Those who renew by machine do so earlier.
+_SOON: Final = 14 * 86400
 
 
 class Findings(msgspec.Struct, frozen=True):
@@ -64,6 +68,9 @@ def check(config: Config, filename: str, lines: Mapping[Path, int] | None = None
     checker.directories()
     checker.log()
     checker.users()
+    checker.logins()
+    checker.credentials()
+    checker.certificates()
     checker.listeners(probe)
     return Findings(tuple(checker.errors), tuple(checker.warnings))
 
@@ -105,12 +112,12 @@ class _Checker:
 
     def directories(self) -> None:
         config = self._config
-        for path, place, who in (
-            (("spool",), config.spool, self._runner),
-            (("local", "mail_root"), config.local.mail_root, self._runner),
-            (("pid_file",), os.path.dirname(config.pid_file), self._starter),
+        for path, place in (
+            (("spool",), config.spool),
+            (("local", "mail_root"), config.local.mail_root),
+            (("pid_file",), os.path.dirname(config.pid_file)),
         ):
-            self._directory(path, place, who)
+            self._directory(path, place, self._runner)
         try:
             mode = os.stat(config.spool).st_mode
         except OSError:
@@ -165,6 +172,76 @@ class _Checker:
         if not users.table.users and local.domains:
             self._warning(("local", "users"), f"{local.users} has no address: only postmaster gets mail")
 
+    def logins(self) -> None:
+        place, path = self._config.local.passwords, ("local", "passwords")
+        try:
+            mode = os.stat(place).st_mode
+        except OSError:
+            if any(listener.service == "submission" for listener in self._config.listener):
+                self._warning(path, f"{place} does not exist: nobody can log in (mtad passwd LOGIN makes it)")
+            return
+        if mode & (stat.S_IRWXO | stat.S_IWGRP):
+            self._warning(path, f"{place} is open to others: chmod 600 it")
+        if not _may(self._runner, place, os.R_OK):
+            self._error(path, f"{place} is not readable{_for(self._runner)}")
+            return
+        try:
+            Passwords.load(place)
+        except ConfigError as fault:
+            self.errors += fault.problems
+
+    def credentials(self) -> None:
+        place, path = self._config.delivery.credentials, ("delivery", "credentials")
+        if place and self._readable(path, place) and os.stat(place).st_mode & (stat.S_IRWXO | stat.S_IWGRP):
+            self._error(path, f"{place} is open to others: chmod 640 or 600 it, or it will not be used")
+
+    def certificates(self) -> None:
+        config = self._config
+        if config.delivery.ca_file:
+            path: Path = ("delivery", "ca_file")
+            if self._readable(path, config.delivery.ca_file):
+                try:
+                    read_authorities(config.delivery.ca_file)
+                except CertificateFault as fault:
+                    self._error(path, str(fault))
+        if all(listener.tls == "none" for listener in config.listener):
+            return
+        for number, names in enumerate(config.tls.pairs):
+            base: Path = ("tls", "sni", number - 1) if number else ("tls",)
+            if not (config.development and not any(map(os.path.lexists, names))):  # else they are made at the start
+                self._certificate(base, Pair(*names))
+
+    def _certificate(self, base: Path, pair: Pair) -> None:
+        of_certificate, of_key = (*base, "certificate"), (*base, "key")
+        # Both are looked at, so that both faults are told.
+        readable = [self._readable(of_certificate, pair.certificate), self._readable(of_key, pair.key)]
+        if not all(readable):
+            return
+        try:
+            found = inspect(pair)
+        except CertificateFault as fault:
+            self._error(of_key if fault.of_key else of_certificate, str(fault))
+            return
+        now = time.time()
+        if found.not_before > now:
+            self._warning(of_certificate, f"{pair.certificate} is not valid before {_day(found.not_before)}")
+        if found.not_after < now:
+            self._warning(of_certificate, f"{pair.certificate} has expired on {_day(found.not_after)}")
+        elif found.not_after < now + _SOON:
+            self._warning(of_certificate, f"{pair.certificate} expires on {_day(found.not_after)}")
+        if os.stat(pair.key).st_mode & stat.S_IROTH:
+            self._warning(of_key, f"{pair.key} is readable for everybody")
+
+    def _readable(self, path: Path, place: str) -> bool:
+        """Whether the server can read a file, after the start and as its own user; reported when it cannot."""
+        if not os.path.exists(place):
+            self._error(path, f"{place} does not exist")
+        elif not _may(self._runner, place, os.R_OK):
+            self._error(path, f"{place} is not readable{_for(self._runner)}")
+        else:
+            return True
+        return False
+
     def listeners(self, probe: Probe | None) -> None:
         if not self._config.listener:
             self._warning(("listener",), "there is none: no mail will be received")
@@ -172,10 +249,8 @@ class _Checker:
             base: Path = ("listener", number)
             if listener.service == "mx" and not self._config.local.domains:
                 self._error(("local", "domains"), f"is empty, and listener {listener.name!r} takes mail for local users")
-            if listener.tls == "starttls":
-                self._warning((*base, "tls"), "STARTTLS is not offered by this version: sessions are clear text")
-            if listener.interface and os.path.isdir(_DEVICES):
-                if not os.path.exists(os.path.join(_DEVICES, listener.interface)):
+            if listener.interface:
+                if not has_device(listener.interface):
                     self._error((*base, "interface"), f"there is no network device {listener.interface!r}")
                 elif self._starter.uid != 0:
                     self._warning((*base, "interface"), "binding to a device may need to be started as root")
@@ -187,6 +262,10 @@ class _Checker:
                 reason = probe(address, port) if probe and port else None
                 if reason is not None:
                     self._error((*base, "address", index), f"cannot listen on {text}: {reason}")
+
+
+def _day(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
 
 
 def _for(who: _Who) -> str:

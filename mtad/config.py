@@ -61,6 +61,13 @@ class Local(_Section, frozen=True):
     mail_root: Annotated[str, _path("The Maildirs are `<mail_root>/<user>/`.")] = "/var/mail/mtad"
     users: Annotated[str, _path("File with lines `user : address`; compared without case.")] = "/etc/mtad/users"
     passwords: Annotated[str, _path("File with lines `login : hash`.")] = "/etc/mtad/passwords"
+    senders: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="What a login may send as besides the addresses of the user of its name: `login : address`, "
+            "`login : @domain`, or `login : *` for anything."
+        ),
+    ] = ()
     postmaster: Annotated[str, Meta(description="The user who gets mail for postmaster, in any local domain.")] = "root"
 
 
@@ -84,13 +91,57 @@ class Listener(_Section, frozen=True):
         tuple[str, ...],
         Meta(description="Networks whose clients may relay. A relay without it may listen on loopback only."),
     ] = ()
+    auth_without_tls: Annotated[
+        Literal["never", "loopback"],
+        Meta(description="Whether clients on this machine may log in without TLS."),
+    ] = "never"
+    bare_line_ends: Annotated[
+        Literal["refuse", "normalize"],
+        Meta(
+            description="What becomes of a CR or LF on its own in a message of a client that is trusted or has logged in; "
+            "of others it is always refused."
+        ),
+    ] = "refuse"
+
+
+class Sni(_Section, frozen=True):
+    """Another certificate, for clients that ask for one of its names; the table may stand any number of times."""
+
+    certificate: Annotated[str, _path("The certificate chain in PEM.")]
+    key: Annotated[str, _path("Its private key in PEM.")]
 
 
 class Tls(_Section, frozen=True):
-    """The certificate of this host."""
+    """The certificate of this host. Changed files serve the next client without a restart."""
 
-    certificate: Annotated[str, _path("The certificate chain in PEM.")] = "/etc/mtad/cert.pem"
-    key: Annotated[str, _path("Its private key in PEM.")] = "/etc/mtad/key.pem"
+    certificate: Annotated[str, _path("The certificate chain in PEM, this host's own first.")] = "/etc/mtad/cert.pem"
+    key: Annotated[str, _path("Its private key in PEM, without a passphrase; `user` must be able to read it.")] = (
+        "/etc/mtad/key.pem"
+    )
+    sni: tuple[Sni, ...] = ()
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """The paths of all certificates and their keys; the first is for clients that ask for none."""
+        return ((self.certificate, self.key), *((other.certificate, other.key) for other in self.sni))
+
+
+class DeliveryPolicy(_Section, frozen=True):
+    """What is different for mail to some domains; the table may stand any number of times, and the most specific wins."""
+
+    domain: Annotated[
+        tuple[str, ...],
+        Meta(description="For `example.com` alone, or as `.example.com` for every domain below it.", min_length=1),
+    ]
+    next_hop: Annotated[
+        str, Meta(description="As `delivery.next_hop`; `@`: the domain's own MX; empty: as for all other mail.")
+    ] = ""
+    port: Annotated[int, Meta(description="As `delivery.port`; 0: as for all other mail.", ge=0, le=65535)] = 0
+    tls: Annotated[
+        Literal["inherit", "none", "opportunistic", "required", "implicit"],
+        Meta(description="As `delivery.tls`; inherit: as for all other mail."),
+    ] = "inherit"
+    credentials: Annotated[str, _path("As `delivery.credentials`; empty: as for all other mail.")] = ""
 
 
 class Delivery(_Section, frozen=True):
@@ -104,9 +155,22 @@ class Delivery(_Section, frozen=True):
         ),
     ] = ""
     tls: Annotated[
-        Literal["none", "opportunistic", "required"],
-        Meta(description="none: clear text; opportunistic: TLS when the next hop offers it; required: TLS or no delivery."),
+        Literal["none", "opportunistic", "required", "implicit"],
+        Meta(
+            description="none: clear text; opportunistic: TLS when the next hop offers it, with any certificate; required: "
+            "TLS with a good certificate, or no delivery; implicit: the same from the first octet, as always on port 465."
+        ),
     ] = "opportunistic"
+    credentials: Annotated[
+        str, _path("File with lines `next-hop : login : password`, for next hops that want AUTH; empty: nothing is shown.")
+    ] = ""
+    auth_without_tls: Annotated[
+        Literal["never", "loopback"],
+        Meta(description="Whether a next hop on this machine may be shown credentials without TLS."),
+    ] = "never"
+    ca_file: Annotated[
+        str, _path("Authorities in PEM that a required certificate must lead to; empty: those of the system.")
+    ] = ""
     destination_concurrency: Annotated[int, Meta(description="Deliveries at a time to one destination.", ge=1)] = 20
     destination_recipients: Annotated[int, Meta(description="Recipients in one transaction.", ge=1)] = 50
     processes: Annotated[int, Meta(description="Delivery processes.", ge=1, le=64)] = 2
@@ -116,12 +180,17 @@ class Delivery(_Section, frozen=True):
     ] = Duration(2.0)
     connect_timeout: Annotated[Duration, _seconds("For the connect to one address.")] = Duration(30.0)
     helo_timeout: Annotated[Duration, _seconds("For the greeting, and for the reply to EHLO or HELO.")] = Duration(300.0)
+    # Postfix has 300s. A server that stalls here takes mail in clear text, which must not wait five minutes for that.
+    starttls_timeout: Annotated[Duration, _seconds("For the reply to STARTTLS, and once more for the TLS handshake.")] = (
+        Duration(30.0)
+    )
     mail_timeout: Annotated[Duration, _seconds("For the reply to MAIL.")] = Duration(300.0)
     rcpt_timeout: Annotated[Duration, _seconds("For the reply to RCPT.")] = Duration(300.0)
     data_init_timeout: Annotated[Duration, _seconds("For the reply to DATA.")] = Duration(120.0)
     data_xfer_timeout: Annotated[Duration, _seconds("For each piece of the content to be taken.")] = Duration(180.0)
     data_done_timeout: Annotated[Duration, _seconds("For the reply to the final dot.")] = Duration(600.0)
     rset_timeout: Annotated[Duration, _seconds("For the reply to RSET.")] = Duration(20.0)
+    policy: tuple[DeliveryPolicy, ...] = ()
 
 
 class Retry(_Section, frozen=True):
@@ -161,10 +230,17 @@ class Limits(_Section, frozen=True):
     ] = 50
     command_timeout: Annotated[Duration, _seconds("For a client to complete its next command.")] = Duration(300.0)
     data_timeout: Annotated[Duration, _seconds("For the whole of a message's content.")] = Duration(1800.0)
+    tls_timeout: Annotated[Duration, _seconds("For the whole of a TLS handshake.")] = Duration(30.0)
+    greeting_delay: Annotated[
+        Duration, _seconds("How long an mx listener holds its greeting back, to catch who talks first.", least=0)
+    ] = Duration(0.0)
     bad_commands: Annotated[int, Meta(description="Refused commands in one session before it is ended.", ge=1)] = 20
     bad_commands_in_a_row: Annotated[
         int, Meta(description="Refused commands in a row before the session is ended.", ge=1)
     ] = 10
+    wrong_passwords: Annotated[
+        int, Meta(description="Wrong passwords of one client within an hour before it may not try again.", ge=1)
+    ] = 20
     junk_commands: Annotated[
         int, Meta(description="Commands that lead nowhere (NOOP, RSET, HELP, EHLO) between two messages.", ge=1)
     ] = 100
@@ -213,9 +289,6 @@ class Config(_Section, frozen=True):
 
 #: Settings that are read and checked, but have no effect in this version, with the reason.
 WITHOUT_EFFECT: Final = {
-    "local.passwords": "there is no AUTH yet",
-    "tls.certificate": "there is no TLS yet",
-    "tls.key": "there is no TLS yet",
     "retry.warn_after": "there are no notices about delays yet",
 }
 
@@ -246,7 +319,7 @@ class Setting(msgspec.Struct, frozen=True):
 
 
 class Section(msgspec.Struct, frozen=True):
-    """One TOML table. ``name`` is "" for the top level; ``many`` is true for an array of tables."""
+    """One TOML table. ``name`` is "" for the top level, else as ``tls.sni``; ``many``: it is an array of tables."""
 
     name: str
     many: bool
@@ -258,13 +331,41 @@ class Section(msgspec.Struct, frozen=True):
 @functools.cache
 def sections() -> tuple[Section, ...]:
     """The table as data, the top level first, in the order in which the structs have it."""
-    hints = get_type_hints(Config, include_extras=True)
-    nested = [(name, hint) for name, hint in hints.items() if get_origin(hint) is not Annotated]
-    found = [_section("", False, Config)]
-    for name, hint in nested:
-        many = get_origin(hint) is tuple
-        found.append(_section(name, many, get_args(hint)[0] if many else hint))
-    return tuple(found)
+    return tuple(_with_subsections("", False, Config))
+
+
+def subsections(section: Section) -> dict[str, Section]:
+    """The tables within a table, by the last part of their names."""
+    prefix = f"{section.name}." if section.name else ""
+    return {
+        other.name.removeprefix(prefix): other
+        for other in sections()
+        if other.name and other.name.rpartition(".")[0] == section.name
+    }
+
+
+def tables(config: Config, section: Section) -> list[tuple[tuple[str | int, ...], msgspec.Struct]]:
+    """The tables that a configuration has of one kind, each with its place, such as ``("listener", 0)``."""
+    found: list[tuple[tuple[str | int, ...], msgspec.Struct]] = [((), config)]
+    for part in section.name.split(".") if section.name else ():
+        inner: list[tuple[tuple[str | int, ...], msgspec.Struct]] = []
+        for path, table in found:
+            value = getattr(table, part)
+            if isinstance(value, tuple):
+                inner += [((*path, part, number), item) for number, item in enumerate(value)]
+            else:
+                inner.append(((*path, part), value))
+        found = inner
+    return found
+
+
+def _with_subsections(name: str, many: bool, struct: type[msgspec.Struct]) -> list[Section]:
+    found = [_section(name, many, struct)]
+    for key, hint in get_type_hints(struct, include_extras=True).items():
+        if get_origin(hint) is not Annotated:
+            array = get_origin(hint) is tuple
+            found += _with_subsections(f"{name}.{key}".lstrip("."), array, get_args(hint)[0] if array else hint)
+    return found
 
 
 def _section(name: str, many: bool, struct: type[msgspec.Struct]) -> Section:

@@ -13,8 +13,10 @@ import re
 from collections.abc import Iterator
 from typing import Final, Protocol
 
-from mtad.config import Config, Listener, sections
+from mtad.config import Config, Listener, sections, tables
 from mtad.config_lines import Path
+from mtad.errors import SyntaxFault
+from mtad.smtp.grammar import parse_domain, parse_mailbox
 
 
 class Fault(Protocol):
@@ -36,8 +38,6 @@ INTERFACE_MAX: Final = 15
 _LISTENER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _SYSTEM_USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?")
 _NEXT_HOP: Final = re.compile(r"(?:\[(?P<literal>[^\[\]]+)\]|(?P<host>[^\[\]:]+))(?::(?P<port>[0-9]{1,5}))?")
-
-_LATER: Final = "not available in this version; "
 
 
 def is_domain(name: str) -> bool:
@@ -79,6 +79,27 @@ def split_address(text: str) -> tuple[str, int]:
     return str(address), port
 
 
+def parse_sender(line: str) -> tuple[str, str]:
+    """Read a line of ``senders``: the login, and the address that it may use besides its own, both as they are compared.
+
+    Lines are ``login : address``, ``login : @domain`` for all of a domain, ``login : *`` for any address at all.
+
+    Raises:
+        ValueError: it is something else; the text says what was expected.
+    """
+    login, colon, text = (part.strip() for part in line.partition(":"))
+    if not login or not colon:
+        raise ValueError(f"{line!r} is not `login : address`")
+    try:
+        if text == "*":
+            return login.casefold(), text
+        if text.startswith("@"):
+            return login.casefold(), f"@{parse_domain(text[1:])}"
+        return login.casefold(), parse_mailbox(text).key
+    except SyntaxFault:
+        raise ValueError(f"{line!r}: {text!r} is none of an address, @domain and *") from None
+
+
 def check_rules(config: Config, fault: Fault) -> None:
     """Report everything that the types cannot say."""
     _texts(config, fault)
@@ -95,6 +116,11 @@ def check_rules(config: Config, fault: Fault) -> None:
         fault(("retry", "minimum"), "is longer than retry.maximum", ("retry", "maximum"))
     if config.log.to not in {"stderr", "syslog", "journal"} and not config.log.to.startswith("/"):
         fault(("log", "to"), f"{config.log.to!r} is none of stderr, syslog, journal, nor an absolute path")
+    for index, line in enumerate(config.local.senders):
+        try:
+            parse_sender(line)
+        except ValueError as error:
+            fault(("local", "senders", index), str(error))
     _delivery(config, fault)
     for index, server in enumerate(config.dns.servers):
         if not _is_server(server):
@@ -117,19 +143,13 @@ def _texts(config: Config, fault: Fault) -> None:
     for path, is_path, value in _all_texts(config):
         if not value.isprintable():
             fault(path, "holds a control character")
-        elif is_path and not value.startswith("/"):
+        elif is_path and value and not value.startswith("/"):
             fault(path, f"{value!r} is not an absolute path")
 
 
 def _all_texts(config: Config) -> Iterator[tuple[Path, bool, str]]:
     for section in sections():
-        if not section.name:
-            tables: list[tuple[Path, object]] = [((), config)]
-        elif section.many:
-            tables = [((section.name, index), item) for index, item in enumerate(getattr(config, section.name))]
-        else:
-            tables = [((section.name,), getattr(config, section.name))]
-        for base, table in tables:
+        for base, table in tables(config, section):
             for setting in section.settings:
                 path = (*base, setting.name)
                 value = getattr(table, setting.name)
@@ -140,22 +160,31 @@ def _all_texts(config: Config) -> Iterator[tuple[Path, bool, str]]:
 
 
 def _delivery(config: Config, fault: Fault) -> None:
-    if config.delivery.tls == "required":
-        fault(("delivery", "tls"), _LATER + "mail would wait for ever; opportunistic and none send clear text")
-    hop = config.delivery.next_hop
-    if not hop:
-        return
+    if config.delivery.next_hop:
+        _next_hop(config.delivery.next_hop, ("delivery", "next_hop"), fault)
+    for number, policy in enumerate(config.delivery.policy):
+        base: Path = ("delivery", "policy", number)
+        for index, domain in enumerate(policy.domain):
+            if not is_domain(domain.removeprefix(".")):
+                fault(
+                    (*base, "domain", index), f"{domain!r} is neither a domain name nor one after a dot{_a_label(domain)}"
+                )
+        if policy.next_hop not in {"", "@"}:
+            _next_hop(policy.next_hop, (*base, "next_hop"), fault)
+
+
+def _next_hop(hop: str, path: Path, fault: Fault) -> None:
     match = _NEXT_HOP.fullmatch(hop)
     if match is None:
-        fault(("delivery", "next_hop"), f"{hop!r} is none of host, host:port, [host], [host]:port")
+        fault(path, f"{hop!r} is none of host, host:port, [host], [host]:port")
         return
     host, literal, port = match["host"], match["literal"], match["port"]
     if port is not None and not 1 <= int(port) <= 65535:
-        fault(("delivery", "next_hop"), f"{hop!r}: the port is not within 1 and 65535")
+        fault(path, f"{hop!r}: the port is not within 1 and 65535")
     if host is not None and _is_ip(host):
-        fault(("delivery", "next_hop"), f"an IP address has no MX: write [{host}]")
+        fault(path, f"an IP address has no MX: write [{host}]")
     elif not is_domain(host or literal) and not (literal is not None and _is_ip(literal)):
-        fault(("delivery", "next_hop"), f"{hop!r}: {host or literal!r} is not a host name")
+        fault(path, f"{hop!r}: {host or literal!r} is not a host name")
 
 
 def _is_ip(text: str) -> bool:
@@ -185,14 +214,18 @@ def _listeners(listeners: tuple[Listener, ...], fault: Fault) -> None:
         elif listener.name in names:
             fault((*base, "name"), f"another listener is called {listener.name!r} already")
         names.add(listener.name)
-        if listener.service == "submission":
-            fault((*base, "service"), _LATER + "it has no AUTH yet: use mx or relay")
-        if listener.tls == "implicit":
-            fault((*base, "tls"), _LATER + "it has no TLS yet: use none or starttls")
         if len(listener.interface) > INTERFACE_MAX or re.search(r"[/\s]", listener.interface):
             fault((*base, "interface"), f"{listener.interface!r} cannot be the name of a network device")
         _trusted(listener, base, fault)
+        _logins(listener, base, fault)
         _addresses(listener, base, bound, fault)
+
+
+def _logins(listener: Listener, base: Path, fault: Fault) -> None:
+    if listener.service == "relay" and listener.auth_without_tls != "never":
+        fault((*base, "auth_without_tls"), 'has no meaning with service = "relay", which has no logins')
+    if listener.service == "submission" and listener.tls == "none" and listener.auth_without_tls == "never":
+        fault((*base, "tls"), "nobody could log in: use starttls or implicit, or auth_without_tls for this machine")
 
 
 def _trusted(listener: Listener, base: Path, fault: Fault) -> None:

@@ -93,7 +93,7 @@ def decode(setting: Setting, value: object) -> Any:
 def _text(setting: Setting, value: object) -> str:
     if not isinstance(value, str):
         raise _mistyped("a string", value)
-    if len(value) < setting.minimum or (setting.kind == "path" and not value):
+    if len(value) < setting.minimum or (setting.kind == "path" and not value and setting.default != ""):
         raise ValueError("is empty")
     return value
 

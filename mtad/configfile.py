@@ -16,9 +16,10 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
 from msgspec.structs import replace
 
-from mtad.config import Config, Listener, Local, Section, Setting, sections
+from mtad.config import Config, Listener, Local, Section, Setting, Tls, sections, subsections, tables
 from mtad.config_lines import Path, key_lines, show
 from mtad.config_rules import check_rules, is_domain, is_user_name
 from mtad.config_values import decode, value_text
@@ -77,35 +78,38 @@ class _Reader:
         self.problems.append(Problem(self._filename, line_of(self._lines, path), show(path), message))
 
     def config(self, table: dict[str, Any]) -> Config:
-        top, *rest = sections()
-        values = self._settings(top, (), table, {section.name: section for section in rest})
-        for section in rest:
-            value = table.get(section.name)
+        found = self._table(sections()[0], (), table)
+        assert isinstance(found, Config)
+        return found
+
+    def _table(self, section: Section, base: Path, table: dict[str, Any]) -> msgspec.Struct:
+        within = subsections(section)
+        values = self._settings(section, base, table, within)
+        for key, other in within.items():
+            value = table.get(key)
             if value is None:
                 continue
-            if section.many:
-                values[section.name] = self._many(section, value)
+            if other.many:
+                values[key] = self._many(other, (*base, key), value)
             elif isinstance(value, dict):
-                values[section.name] = section.type(**self._settings(section, (section.name,), value))
+                values[key] = self._table(other, (*base, key), value)
             else:
-                self.fault((section.name,), f"is a table: write [{section.name}] and its settings below")
-        return Config(**values)
+                self.fault((*base, key), f"is a table: write [{other.name}] and its settings below")
+        return section.type(**values)
 
-    def _many(self, section: Section, value: object) -> tuple[Any, ...]:
+    def _many(self, section: Section, path: Path, value: object) -> tuple[Any, ...]:
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            self.fault((section.name,), f"is a list of tables: write [[{section.name}]] with double brackets")
+            self.fault(path, f"is a list of tables: write [[{section.name}]] with double brackets")
             return ()
-        return tuple(
-            section.type(**self._settings(section, (section.name, number), item)) for number, item in enumerate(value)
-        )
+        return tuple(self._table(section, (*path, number), item) for number, item in enumerate(value))
 
     def _settings(
-        self, section: Section, base: Path, table: dict[str, Any], nested: Mapping[str, Section] | None = None
+        self, section: Section, base: Path, table: dict[str, Any], nested: Mapping[str, Section]
     ) -> dict[str, Any]:
         known = {setting.name: setting for setting in section.settings}
         for key in table:
-            if key not in known and key not in (nested or {}):
-                self.fault((*base, key), f"unknown setting{_proposal(key, [*known, *(nested or {})], section)}")
+            if key not in known and key not in nested:
+                self.fault((*base, key), f"unknown setting{_proposal(key, [*known, *nested], section)}")
         values: dict[str, Any] = {}
         for name, setting in known.items():
             if name in table:
@@ -139,12 +143,7 @@ def dump(config: Config) -> str:
     """The whole configuration as a TOML text that `parse` reads into an equal one."""
     parts = []
     for section in sections():
-        if not section.name:
-            tables: tuple[Any, ...] = (config,)
-        else:
-            value = getattr(config, section.name)
-            tables = value if section.many else (value,)
-        for table in tables:
+        for _, table in tables(config, section):
             head = f"[[{section.name}]]\n" if section.many else f"[{section.name}]\n" if section.name else ""
             rows = [f"{row.name} = {value_text(getattr(table, row.name))}\n" for row in section.settings]
             parts.append(head + "".join(rows))
@@ -177,7 +176,8 @@ def development(hostname: str, spool_base: str, user: str = "root") -> Config:
             postmaster=user if is_user_name(user) else "root",
         ),
         listener=(
-            Listener(name="inbound", service="mx", address=("127.0.0.1:2525", "[::1]:2525")),
-            Listener(name="relay", service="relay", address=("127.0.0.1:2526", "[::1]:2526")),
+            Listener(name="inbound", service="mx", address=("127.0.0.1:2525", "[::1]:2525"), tls="starttls"),
+            Listener(name="relay", service="relay", address=("127.0.0.1:2526", "[::1]:2526"), tls="starttls"),
         ),
+        tls=Tls(certificate=f"{spool}/cert.pem", key=f"{spool}/key.pem"),
     )

@@ -21,11 +21,11 @@ import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from typing import Final
+from typing import Final, Literal
 
 from mtad.address import domain_of
 from mtad.envelope import Envelope, Recipient
-from mtad.outcome import Outcome
+from mtad.outcome import Delivered, Outcome
 
 #: Octets of the original's header that go back; Postfix's bounce_size_limit.
 MAX_HEADERS: Final = 50_000
@@ -41,6 +41,7 @@ MAX_LINE: Final = 998
 WIDTH: Final = 72
 
 Failure = tuple[Recipient, Outcome]
+Kind = Literal["failure", "success", "delay"]
 
 #: What the commoner status codes mean (RFC 3463 and its registry), without the class, in the words of every day.
 MEANING: Final = {
@@ -67,59 +68,104 @@ _NOT_QCHAR: Final = re.compile(r"[^!-*,-<>-\[\]-~]")
 _MESSAGE_ID: Final = re.compile(rb"^message-id:[ \t]*(?:\r\n[ \t]+)?(<[!-;=?-~]{1,250}>)[ \t]*\r?$", re.I | re.M)
 
 
+#: What the report says in its first paragraph, its subject, and the Action of RFC 3464 section 2.3.3, by kind.
+_KINDS: Final[dict[Kind, tuple[str, str, str]]] = {
+    "failure": (
+        "Your message could not be delivered to the recipients below, and delivery will not be tried again. "
+        "The other recipients of the message, if there were any, are not concerned.",
+        "Undelivered Mail Returned to Sender",
+        "failed",
+    ),
+    "success": (
+        "Your message was delivered to the recipients below, as you asked to be told. Where it says relayed, it was handed "
+        "to a server that sends no such reports.",
+        "Successful Mail Delivery Report",
+        "delivered",
+    ),
+    "delay": (
+        "THIS IS A WARNING ONLY. YOU NEED NOT SEND YOUR MESSAGE AGAIN.\n\n"
+        "Your message could not be delivered to the recipients below yet. It will be tried again until it is delivered "
+        "or too old.",
+        "Delayed Mail (still being retried)",
+        "delayed",
+    ),
+}
+
+
 def report(
-    envelope: Envelope, failures: Sequence[Failure], headers: bytes, *, hostname: str, now: float, report_id: str
+    envelope: Envelope,
+    entries: Sequence[Failure],
+    original: bytes,
+    *,
+    hostname: str,
+    now: float,
+    report_id: str,
+    kind: Kind = "failure",
+    until: float = 0.0,
+    full: bool = False,
 ) -> bytes:
     """The report to the sender of a message.
 
     Args:
         envelope: of the message; its sender must not be null, for nobody would get the report.
-        failures: the recipients that failed, and why; at least one.
-        headers: the original from its start; all from the first empty line on is left out.
+        entries: the recipients that are reported on, and what became of them; at least one.
+        original: the message from its start; all from the first empty line on is left out unless ``full``.
         hostname: of this host.
         now: seconds since the epoch.
         report_id: the queue id of the report.
+        kind: "failure", "success", or "delay".
+        until: for a delay, when delivery will be given up (Will-Retry-Until).
+        full: return the whole message (RET=FULL, RFC 3461 section 4.3).
 
     Returns:
         Header and body, lines ended by CRLF, not dot-stuffed.
     """
+    words, subject, action = _KINDS[kind]
     intro = (
-        f"This is the mail system at {_ascii(hostname)}.\n\n"
-        "Your message could not be delivered to the recipients below, and delivery will not be tried again. "
-        "The other recipients of the message, if there were any, are not concerned.\n\n"
+        f"This is the mail system at {_ascii(hostname)}.\n\n{words}\n\n"
         "If you ask postmaster for help, please send this whole report along."
     )
-    head = [("To", _ascii(envelope.sender)), ("Subject", "Undelivered Mail Returned to Sender")]
-    head.append(("Auto-Submitted", "auto-replied"))
-    original = _MESSAGE_ID.search(_header_block(headers))
-    if original is not None:
-        head.append(("In-Reply-To", original[1].decode("ascii")))
-    parts = [_human(intro, failures), _status(envelope, failures, _ascii(hostname)), _original(headers)]
+    head = [("To", _ascii(envelope.sender)), ("Subject", subject), ("Auto-Submitted", "auto-replied")]
+    reference = _MESSAGE_ID.search(_header_block(original))
+    if reference is not None:
+        head.append(("In-Reply-To", reference[1].decode("ascii")))
+    parts = [
+        _human(intro, entries),
+        _status(envelope, entries, _ascii(hostname), action, until),
+        _whole(original) if full else _original(original),
+    ]
     return _assemble(head, parts, hostname=_ascii(hostname), now=now, report_id=_ascii(report_id))
 
 
 def double_bounce(
-    envelope: Envelope, failures: Sequence[Failure], headers: bytes, *, hostname: str, now: float, report_id: str
+    envelope: Envelope,
+    failures: Sequence[Failure],
+    headers: bytes,
+    *,
+    hostname: str,
+    now: float,
+    report_id: str,
+    to: str = "",
 ) -> bytes:
-    """The notice to postmaster that a report (``envelope``) could not be delivered; arguments and result as of `report`."""
+    """The notice to postmaster (``to``) that a report (``envelope``) could not be delivered; the rest as of `report`."""
     intro = (
         f"This is the mail system at {_ascii(hostname)}.\n\n"
         "A report about undelivered mail could not be delivered itself. Nobody but you is told, and nothing will be tried "
         "again. The reasons and the header of that report follow."
     )
     head = [
-        ("To", f"postmaster@{_ascii(hostname)}"),
+        ("To", _ascii(to) or f"postmaster@{_ascii(hostname)}"),
         ("Subject", "Postmaster notice: undeliverable report"),
         ("Auto-Submitted", "auto-generated"),
     ]
-    parts = [_human(intro, failures), _status(envelope, failures, _ascii(hostname)), _original(headers)]
+    parts = [_human(intro, failures), _status(envelope, failures, _ascii(hostname), "failed"), _original(headers)]
     return _assemble(head, parts, hostname=_ascii(hostname), now=now, report_id=_ascii(report_id))
 
 
 def _assemble(head: list[tuple[str, str]], parts: Sequence[bytes], *, hostname: str, now: float, report_id: str) -> bytes:
     boundary = _boundary(f"{report_id}/{hostname}", parts)
     fields = [
-        ("Date", format_datetime(datetime.fromtimestamp(int(now), UTC))),
+        ("Date", _date(now)),
         ("From", f"MAILER-DAEMON@{hostname} (Mail Delivery System)"),
         *head,
         ("Message-ID", f"<{report_id}@{hostname}>"),
@@ -193,6 +239,9 @@ def _human(intro: str, failures: Sequence[Failure]) -> bytes:
 
 
 def _reasons(outcome: Outcome) -> list[str]:
+    if isinstance(outcome, Delivered):
+        where = f"relayed to {_clean(outcome.remote)}" if outcome.remote else "delivered"
+        return [f"{where} ({_clean(outcome.text)})"]
     meaning = MEANING.get(outcome.status.partition(".")[2], "The message could not be delivered.")
     if outcome.reply and outcome.remote:
         said = f"The server {_clean(outcome.remote)} said: {_clean(outcome.reply)}"
@@ -200,28 +249,38 @@ def _reasons(outcome: Outcome) -> list[str]:
     return [meaning, f"({_clean(outcome.text)})"]
 
 
-def _status(envelope: Envelope, failures: Sequence[Failure], host: str) -> bytes:
-    arrival = format_datetime(datetime.fromtimestamp(int(envelope.arrival), UTC))
-    sender = f"X-Mtad-Sender: {_typed(envelope.sender)}\r\n" if envelope.sender else ""
-    blocks = [
-        f"Reporting-MTA: dns; {host}\r\nX-Mtad-Queue-ID: {_ascii(envelope.id)}\r\n{sender}Arrival-Date: {arrival}\r\n"
-    ]
+def _status(envelope: Envelope, entries: Sequence[Failure], host: str, action: str, until: float = 0.0) -> bytes:
+    fields = f"Reporting-MTA: dns; {host}\r\nX-Mtad-Queue-ID: {_ascii(envelope.id)}\r\n"
+    if envelope.envid:
+        fields = f"Original-Envelope-Id: {_ascii(envelope.envid)}\r\n{fields}"
+    if envelope.sender:
+        fields += f"X-Mtad-Sender: {_typed(envelope.sender)}\r\n"
+    blocks = [f"{fields}Arrival-Date: {_date(envelope.arrival)}\r\n"]
     room = MAX_DIAGNOSTICS
-    for recipient, outcome in failures:
-        block = (
-            f"Final-Recipient: {_typed(recipient.address)}\r\nAction: failed\r\nStatus: {_status_code(outcome.status)}\r\n"
+    for recipient, outcome in entries:
+        block = ""
+        if recipient.orcpt:
+            kind, _, address = recipient.orcpt.partition(";")
+            block = f"Original-Recipient: {_ascii(kind)}; {_ascii(address)}\r\n"
+        done = "relayed" if isinstance(outcome, Delivered) and outcome.remote else action
+        block += (
+            f"Final-Recipient: {_typed(recipient.address)}\r\nAction: {done}\r\nStatus: {_status_code(outcome.status)}\r\n"
         )
-        extra = ""
-        if outcome.remote:
-            extra = f"Remote-MTA: dns; {_ascii(outcome.remote, 255)}\r\n"
+        extra = f"Remote-MTA: dns; {_ascii(outcome.remote, 255)}\r\n" if outcome.remote else ""
         kind, text = ("smtp", outcome.reply) if outcome.reply else ("x-mtad", outcome.text)
         extra += f"Diagnostic-Code: {kind}; {_ascii(text, MAX_REASON)}\r\n"
+        if until:
+            extra += f"Will-Retry-Until: {_date(until)}\r\n"
         if room >= len(extra):
             block += extra
             room -= len(extra)
         blocks.append(block)
     head = b"Content-Description: Delivery report\r\nContent-Type: message/delivery-status\r\n\r\n"
     return head + "\r\n".join(blocks).encode("ascii")
+
+
+def _date(seconds: float) -> str:
+    return format_datetime(datetime.fromtimestamp(int(seconds), UTC))
 
 
 def _status_code(status: str) -> str:
@@ -251,3 +310,10 @@ def _header_block(headers: bytes) -> bytes:
 
 def _original(headers: bytes) -> bytes:
     return _part("text/rfc822-headers", "Undelivered message header", _header_block(headers) or b"\r\n")
+
+
+def _whole(message: bytes) -> bytes:
+    """The message itself, as it is; a part of this type must not be encoded (RFC 2046 section 5.2.1)."""
+    encoding = b"" if message.isascii() else b"Content-Transfer-Encoding: 8bit\r\n"
+    kind = b"Content-Description: Undelivered message\r\nContent-Type: message/rfc822\r\n"
+    return kind + encoding + b"\r\n" + message

@@ -1,4 +1,7 @@
-"""What the master asks of the machine: the user to become, directories, the pid file, the care of orphans.
+"""What the master asks of the machine: the user to become, directories, descriptors, the pid file, the care of orphans.
+
+The order matters to who starts as root: directories are made and ports are bound first, then the privileges go, and only
+then are files made or opened. So nothing that the server's own user may have put in the way is followed by root.
 
 Errors: OSError is the world's; a user who does not exist is a ConfigError.
 """
@@ -8,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import pwd
+import resource
 from typing import Final
 
 from mtad.config import Config
@@ -35,32 +39,53 @@ def make_directory(path: str, owner: pwd.struct_passwd) -> None:
     """Make a directory that is missing, for the user of the server; one that exists is left as it is."""
     if os.path.isdir(path):
         return
-    os.makedirs(path, mode=0o755)
-    os.chown(path, owner.pw_uid, owner.pw_gid)
-    os.chmod(path, 0o700)
+    above = [path]
+    while not os.path.isdir(above[-1]):
+        above.append(os.path.dirname(above[-1]))
+    for parent in reversed(above[1:-1]):
+        os.mkdir(parent)
+        os.chmod(parent, 0o755)  # whatever the umask of a daemon is: the user must get through
+    os.mkdir(path, mode=0o700)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchown(fd, owner.pw_uid, owner.pw_gid)
+    finally:
+        os.close(fd)
 
 
-def give_spool(root: str, owner: pwd.struct_passwd) -> None:
-    """What root has just made in the spool belongs to the user of the server."""
-    for name in os.listdir(root):
-        path = os.path.join(root, name)
-        if os.lstat(path).st_uid == 0:
-            os.lchown(path, owner.pw_uid, owner.pw_gid)
-    if os.lstat(root).st_uid == 0:
-        os.lchown(root, owner.pw_uid, owner.pw_gid)
+def raise_descriptor_limit() -> None:
+    """As many open files as the machine allows us: each session needs two, and the usual 1024 are soon used up."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def drop_privileges(owner: pwd.struct_passwd) -> None:
-    """Become another user for good."""
+    """Become another user for good.
+
+    Raises:
+        ConfigError: that user cannot read our own code, and we would fail at the first module that is needed later.
+    """
     os.initgroups(owner.pw_name, owner.pw_gid)
     os.setresgid(owner.pw_gid, owner.pw_gid, owner.pw_gid)
     os.setresuid(owner.pw_uid, owner.pw_uid, owner.pw_uid)
+    for path in (os.__file__, __file__):
+        if not os.access(path, os.R_OK):
+            message = f"{owner.pw_name!r} cannot read {path}: install Python and mtad where everybody can read them"
+            raise ConfigError([Problem("", None, "user", message)])
+
+
+def words(fault: Exception) -> str:
+    """A failure as an administrator wants to read it: what it is about, and why."""
+    if isinstance(fault, OSError) and fault.strerror:
+        return f"{fault.filename}: {fault.strerror}" if fault.filename else fault.strerror
+    return str(fault)
 
 
 def write_pid_file(path: str) -> None:
-    """Leave our process id at ``path``."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    """Leave our process id at ``path``, for everybody to read; what an earlier server left there is replaced."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w", encoding="ascii") as file:
+        os.fchmod(file.fileno(), 0o644)
         file.write(f"{os.getpid()}\n")
 
 

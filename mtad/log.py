@@ -28,6 +28,8 @@ from mtad.reply import Reply
 Program = Literal["master", "smtpd", "cleanup", "qmgr", "smtp", "local", "bounce"]
 
 _STATUS: Final[dict[type[Outcome], str]] = {Delivered: "sent", Deferred: "deferred", Failed: "bounced"}
+#: What Postfix calls the kinds of reports.
+_NOTIFICATIONS: Final = {"failure": "non-delivery", "success": "delivery status", "delay": "delay"}
 _NONE: Final[Fields] = {}
 
 
@@ -111,9 +113,28 @@ def lost(client: str, after: str, *, timeout: bool = False) -> None:
     )
 
 
-def client(queue_id: str, client: str) -> None:
-    """A message begins; the id is from now on the first word of every line about it."""
-    _emit(logging.INFO, "smtpd", queue_id, f"client={client}", {"event": "client", "client": client})
+def client(queue_id: str, client: str, login: str = "", mechanism: str = "") -> None:
+    """A message begins; the id is from now on the first word of every line about it.
+
+    Who had shown who it is, ``login``, and how.
+    """
+    fields = {"event": "client", "client": client}
+    text = f"client={client}"
+    if login:
+        text += f", sasl_method={mechanism}, sasl_username={login}"
+        fields |= {"sasl_method": mechanism, "sasl_username": login}
+    _emit(logging.INFO, "smtpd", queue_id, text, fields)
+
+
+def login_failed(client: str, mechanism: str, reply: Reply, login: str) -> None:
+    """Somebody could not show who it is, ``login``; in the words that fail2ban looks for in Postfix's log."""
+    _emit(
+        logging.WARNING,
+        "smtpd",
+        "",
+        f"warning: {client}: SASL {mechanism} authentication failed: {reply.text}, sasl_username={login}",
+        {"event": "login-failed", "client": client, "sasl_method": mechanism, "reply": reply.text, "sasl_username": login},
+    )
 
 
 def message_id(queue_id: str, value: str) -> None:
@@ -179,10 +200,16 @@ def expired(queue_id: str, sender: str) -> None:
     _emit(logging.INFO, "qmgr", queue_id, text, {"event": "expired", "from": sender, "status": "expired"})
 
 
-def bounced(queue_id: str, report_id: str, kind: Literal["sender", "postmaster"] = "sender") -> None:
-    """A report about a message was committed; ``kind`` says to whom it goes."""
-    text = f"{kind} non-delivery notification: {report_id}"
-    _emit(logging.INFO, "bounce", queue_id, text, {"event": "notification", "notified": kind, "report": report_id})
+def notified(
+    queue_id: str,
+    report_id: str,
+    whom: Literal["sender", "postmaster"] = "sender",
+    kind: Literal["failure", "success", "delay"] = "failure",
+) -> None:
+    """A report about a message was committed: to whom it goes, and what it is about."""
+    text = f"{whom} {_NOTIFICATIONS[kind]} notification: {report_id}"
+    fields: Fields = {"event": "notification", "notified": whom, "kind": kind, "report": report_id}
+    _emit(logging.INFO, "bounce", queue_id, text, fields)
 
 
 def removed(queue_id: str) -> None:

@@ -8,7 +8,8 @@ starts the new children and asks the old ones to finish: listeners drain, the sc
 Sockets whose address stays are kept, so no connection is refused meanwhile. A refused configuration changes nothing.
 
 Errors: what keeps a server from starting is raised by `Master.prepare`, before anything is forked. After that nothing ends
-the master but a stop.
+the master but a stop. One that was killed takes its children with it; they let go of the sockets at once, and a successor
+that finds the traces of such an end waits for that.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -27,14 +28,15 @@ from mtad import VERSION, host, log
 from mtad.config import Config
 from mtad.control import ListenerStatus, ProcessStatus, Status, control_path, mailslot_path
 from mtad.errors import ConfigError, MtadError, Problem
-from mtad.listener import run_listener
+from mtad.listener.process import run_listener
 from mtad.net.channels import Counter, Lifeline, Mailslot, WakePipe, notify
-from mtad.net.listening import ListeningSocket
+from mtad.net.listening import ListeningSocket, bind_all, close_all
 from mtad.occupancy import Occupancy
-from mtad.runtime import Runtime
+from mtad.runtime import Runtime, load_passwords, load_tls, reloaded
 from mtad.scheduler.process import run_scheduler
-from mtad.signals import Signals
+from mtad.signals import Signals, held_back, let_through
 from mtad.spool.queues import MASTER_LOCK, Spool
+from mtad.throttle import Throttle
 from mtad.users import Users
 
 #: A child that lived less than this (seconds) died young: the pause before its successor doubles.
@@ -43,6 +45,8 @@ _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 30.0
 #: Seconds over the limit that children have to end by themselves before they are killed.
 _GRACE: Final = 3.0
+#: Seconds that the children of a master that was killed have to let go of its sockets.
+_SUCCESSION: Final = 3.0
 
 
 class Place:
@@ -57,6 +61,11 @@ class Place:
         self.deaths = 0
         self.pause = _FIRST_PAUSE
         self.not_before = 0.0
+
+    def wait(self, now: float, *, young: bool) -> None:
+        """The next child comes after a pause, which doubles as long as they die ``young``."""
+        self.pause = min(_LONGEST_PAUSE, self.pause * 2) if young else _FIRST_PAUSE
+        self.not_before = now + self.pause
 
 
 class Master:
@@ -78,7 +87,7 @@ class Master:
     # -- start --------------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Everything that can fail: spool, locks, sockets, privileges, pid file. Nothing is forked yet.
+        """Everything that can fail: sockets, privileges, log, spool, locks, pid file. Nothing is forked yet.
 
         Raises:
             ConfigError: a setting cannot be honoured on this machine.
@@ -86,24 +95,29 @@ class Master:
             OSError, MtadError: the world's, named.
         """
         config = self._config
+        host.raise_descriptor_limit()
         account = host.account(config)
         if account is not None:
-            for path in (config.spool, os.path.dirname(config.pid_file) or ".", config.local.mail_root):
+            for path in (config.spool, os.path.dirname(config.pid_file), config.local.mail_root):
                 host.make_directory(path, account)
+        killed = os.path.exists(control_path(config.spool))
+        sockets = _bind(config, (), _SUCCESSION if killed else 0.0)
+        if account is not None:
+            host.drop_privileges(account)
+        log.setup(config.log.to, config.log.format, "master")
         self._spool = Spool(config.spool, create=True)
         self._lock = self._spool.lock(MASTER_LOCK)
-        sockets = _bind(config, {})
-        if account is not None:
-            host.give_spool(config.spool, account)
-            host.drop_privileges(account)
         users = self._load_users(config)
-        host.write_pid_file(config.pid_file)
+        tls = load_tls(config)
         host.adopt_orphans()
         self._signals = Signals({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
         self._counter = Counter(control_path(config.spool))
         self._runtime = Runtime(
             config=config,
             users=users,
+            tls=tls,
+            passwords=load_passwords(config),
+            throttle=Throttle(os.urandom(16), config.limits.wrong_passwords),
             sockets=sockets,
             occupancy=Occupancy(os.urandom(16)),
             lifeline=Lifeline(),
@@ -111,6 +125,7 @@ class Master:
             mailslot=Mailslot(mailslot_path(config.spool)),
         )
         self._spool.wake = self._runtime.wake.send
+        host.write_pid_file(config.pid_file)
 
     def run(self, ready: Callable[[], None]) -> None:
         """Fork the children, call ``ready``, and serve until a stop."""
@@ -183,14 +198,15 @@ class Master:
                 self._fork(place)
 
     def _fork(self, place: Place) -> None:
-        try:
-            pid = os.fork()
-        except OSError as fault:
-            place.not_before = time.monotonic() + place.pause
-            log.warning(f"cannot start a {place.role}: {fault}")
-            return
-        if pid == 0:
-            self._become_child(place)
+        with held_back():
+            try:
+                pid = os.fork()
+            except OSError as fault:
+                place.wait(time.monotonic(), young=True)
+                log.warning(f"cannot start a {place.role}, trying again in {place.pause:g} s: {fault.strerror}")
+                return
+            if pid == 0:
+                self._become_child(place)
         place.pid = pid
         place.started = time.time()
         if place.row >= 0:
@@ -202,6 +218,8 @@ class Master:
         try:
             wanted = {signal.SIGTERM, signal.SIGUSR1} if place.role == "scheduler" else {signal.SIGTERM}
             signals = Signals(wanted)
+            let_through()
+            self._signals.close()
             self._runtime.lifeline.hold()
             self._counter.close()
             os.close(self._lock)
@@ -240,7 +258,6 @@ class Master:
                 break
         else:
             return
-        now = time.monotonic()
         place.pid = 0
         if row is not None:
             self._runtime.occupancy.clear(row)
@@ -248,9 +265,7 @@ class Master:
         if self._stopping:
             return
         place.deaths += 1
-        young = time.time() - place.started < _YOUNG
-        place.pause = min(_LONGEST_PAUSE, place.pause * 2) if young else _FIRST_PAUSE
-        place.not_before = now + place.pause
+        place.wait(time.monotonic(), young=time.time() - place.started < _YOUNG)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         log.warning(f"{place.role} process {pid} {how}; the next one starts in {place.pause:g} s")
 
@@ -273,30 +288,33 @@ class Master:
 
     def _reload(self) -> None:
         old = self._runtime
+        before = [socket for _, socket in old.sockets]
+        sockets = old.sockets
         try:
             config = self._reread()
-            _unchangeable(old.config, config)
+            _unchangeable(old.config, config, self._source)
+            if config.processes.listeners > old.occupancy.free:
+                raise MtadError(f"{len(self._draining)} processes of earlier reloads still finish their work")
             users = self._load_users(config)
-            sockets = _bind(config, {(socket.address, socket.interface): socket for _, socket in old.sockets})
+            sockets = _bind(config, [(old.config.listener[index].name, socket) for index, socket in old.sockets])
+            runtime = reloaded(old, config, users, sockets)
+            log.setup(config.log.to, config.log.format, "master")
         except (MtadError, OSError) as fault:
-            self._reload_fault = str(fault)
-            for line in str(fault).splitlines():
+            close_all([socket for _, socket in sockets], keep=before)
+            self._reload_fault = host.words(fault)
+            for line in self._reload_fault.splitlines():
                 log.warning(f"reload refused, the old configuration stays: {line}")
             return
         self._reload_fault = ""
-        log.setup(config.log.to, config.log.format, "master")
-        self._runtime = msgspec.structs.replace(old, config=config, users=users, sockets=sockets)
-        before, self._places = self._places, []
+        self._runtime = runtime
+        leaving = self._places
         self._open_places()
-        for place in before:
+        for place in leaving:
             if place.pid:
                 self._draining[place.pid] = place.role
                 _signal(place.pid, signal.SIGUSR1 if place.role == "scheduler" else signal.SIGTERM)
+        close_all(before, keep=[socket for _, socket in sockets])  # before a new child can inherit what nobody serves
         self._fill_places()
-        kept = {id(socket) for _, socket in sockets}
-        for _, socket in old.sockets:
-            if id(socket) not in kept:
-                socket.close()
         log.info("reloaded")
 
     def _load_users(self, config: Config) -> Users:
@@ -313,8 +331,7 @@ class Master:
     def _stop(self) -> None:
         notify("STOPPING=1")
         log.info("stopping")
-        for _, socket in self._runtime.sockets:
-            socket.close()
+        close_all(socket for _, socket in self._runtime.sockets)
         deadline = time.monotonic() + self._runtime.config.processes.stop_timeout + _GRACE
         for pid in self._children():
             _signal(pid, signal.SIGTERM)
@@ -351,37 +368,27 @@ def _signal(pid: int, number: signal.Signals) -> None:
         pass
 
 
-def _bind(config: Config, bound: dict[tuple[str, str], ListeningSocket]) -> tuple[tuple[int, ListeningSocket], ...]:
-    """Sockets for all listeners, those that are ``bound`` already used again.
-
-    Raises:
-        OSError: one cannot be bound; those that were bound for nothing are closed again.
-    """
-    sockets: list[tuple[int, ListeningSocket]] = []
-    new: list[ListeningSocket] = []
-    try:
-        for index, listener in enumerate(config.listener):
-            for address in listener.address:
-                socket = bound.get((address, listener.interface))
-                if socket is None:
-                    socket = ListeningSocket(address, listener.interface)
-                    new.append(socket)
-                sockets.append((index, socket))
-    except OSError:
-        for socket in new:
-            socket.close()
-        raise
-    return tuple(sockets)
+def _bind(
+    config: Config, bound: Iterable[tuple[str, ListeningSocket]], patience: float = 0.0
+) -> tuple[tuple[int, ListeningSocket], ...]:
+    """The sockets of all listeners, each with the index of its table; see `bind_all`."""
+    wanted = [
+        (index, (listener.name, address, listener.interface))
+        for index, listener in enumerate(config.listener)
+        for address in listener.address
+    ]
+    sockets = bind_all([place for _, place in wanted], bound, patience)
+    return tuple((index, socket) for (index, _), socket in zip(wanted, sockets, strict=True))
 
 
-def _unchangeable(old: Config, new: Config) -> None:
+def _unchangeable(old: Config, new: Config, source: str) -> None:
     """What a reload cannot change, since it belongs to the master.
 
     Raises:
         ConfigError: such a setting has changed.
     """
     problems = [
-        Problem("", None, key, f"cannot be changed by a reload (now {before!r}, wanted {after!r}); restart instead")
+        Problem(source, None, key, f"cannot be changed by a reload (now {before!r}, wanted {after!r}); restart instead")
         for key, before, after in (
             ("spool", old.spool, new.spool),
             ("user", old.user, new.user),

@@ -5,6 +5,9 @@ its own row only, and reads all. A row has the number of the process's sessions 
 how many of its sessions have a client whose network hashes to that slot. Two clients that share a slot share a limit; with
 65,536 slots, and a hash that is keyed anew at each start, nobody can arrange that.
 
+A process counts a session in before it looks at the sums. So two that take the last place in the same microsecond may both
+refuse, but never both admit.
+
 When a listener dies its row is cleared by the master, so nothing leaks.
 """
 
@@ -38,6 +41,9 @@ class Occupancy:
         self._map = mmap.mmap(-1, ROWS * _ROW * 4)
         self._cells = memoryview(self._map).cast("I")
         self._used: set[int] = set()
+        # The rows below it were in use at some time. A child knows it from before its fork; that is enough, since only a
+        # reload goes above it, and then those that go on accepting are forked after all rows were given out.
+        self._top = 0
 
     def assign(self) -> int:
         """Give a free row to a new process (the master's call).
@@ -48,8 +54,14 @@ class Occupancy:
         for row in range(ROWS):
             if row not in self._used:
                 self._used.add(row)
+                self._top = max(self._top, row + 1)
                 return row
         raise RuntimeError("no free row for another listener")
+
+    @property
+    def free(self) -> int:
+        """How many rows could be given out (the master's to ask)."""
+        return ROWS - len(self._used)
 
     def clear(self, row: int) -> None:
         """Empty the row of a process that is gone (the master's call)."""
@@ -79,8 +91,8 @@ class Occupancy:
 
     def total(self) -> int:
         """How many sessions the whole server has."""
-        return sum(self._cells[: ROWS * _ROW : _ROW])
+        return sum(self._cells[: self._top * _ROW : _ROW])
 
     def of_client(self, slot: int) -> int:
         """How many sessions the clients of a slot have."""
-        return sum(self._cells[slot : ROWS * _ROW : _ROW])
+        return sum(self._cells[slot : self._top * _ROW : _ROW])

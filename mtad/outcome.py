@@ -23,6 +23,9 @@ class _Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
 class Delivered(_Outcome, frozen=True, tag="delivered"):
     """The recipient is done: stored, or taken over by the next hop."""
 
+    dsn: bool = False
+    """The next hop took over the duty to report, too (RFC 3461 section 5.2.2): it was told what the sender wants."""
+
 
 class Deferred(_Outcome, frozen=True, tag="deferred"):
     """The recipient stays in the queue."""

@@ -7,6 +7,7 @@ taken back: a delivered or reported recipient stays so, whatever follows.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final, Literal
 
 import msgspec
 
@@ -24,12 +25,17 @@ class Doubt(msgspec.Struct, frozen=True, tag="doubt"):
     host: str
 
 
-class Reported(msgspec.Struct, frozen=True, tag="reported"):
-    """The sender was told that these recipients failed; ``report`` is the queue id of that report, "" if none was due."""
+#: The host of a doubt about a report: whether it is in the spool already, when a process died before it was marked.
+REPORT: Final = "report"
+
+
+class Reported(msgspec.Struct, frozen=True, omit_defaults=True, tag="reported"):
+    """The sender was told what became of these recipients; ``report`` is the queue id of that, "" if none was wanted."""
 
     at: float
     recipients: tuple[int, ...]
     report: str
+    kind: Literal["failure", "success", "delay"] = "failure"
 
 
 Event = Attempt | Doubt | Reported
@@ -42,6 +48,10 @@ class RecipientState(msgspec.Struct, frozen=True):
     """The last outcome; None when it was never tried."""
     reported: bool = False
     """A failure of which the sender has been told."""
+    announced: bool = False
+    """A success of which the sender has been told, as it asked for."""
+    warned: bool = False
+    """A delay of which the sender has been told."""
     doubt: str = ""
     """The host that may or may not have the message, when a process died between final dot and recorded reply."""
 
@@ -62,13 +72,26 @@ def replay(count: int, events: Iterable[Event]) -> tuple[RecipientState, ...]:
         match event:
             case Attempt():
                 for index, outcome in event.outcomes:
-                    if not states[index].settled:
-                        states[index] = RecipientState(outcome)
+                    states[index] = attempted(states[index], outcome)
             case Doubt():
                 for index in event.recipients:
                     if not states[index].settled:
-                        states[index] = RecipientState(states[index].outcome, doubt=event.host)
+                        states[index] = msgspec.structs.replace(states[index], doubt=event.host)
             case Reported():
                 for index in event.recipients:
-                    states[index] = RecipientState(states[index].outcome, reported=True)
+                    states[index] = told(states[index], event)
     return tuple(states)
+
+
+def attempted(state: RecipientState, outcome: Outcome) -> RecipientState:
+    """The state after an attempt."""
+    return state if state.settled else RecipientState(outcome, warned=state.warned)
+
+
+def told(state: RecipientState, event: Reported) -> RecipientState:
+    """The state after its sender was told; being told of a success or a delay takes nothing back."""
+    if event.kind == "failure":
+        return RecipientState(state.outcome, reported=True)
+    if event.kind == "success":
+        return msgspec.structs.replace(state, announced=True)
+    return msgspec.structs.replace(state, warned=True)

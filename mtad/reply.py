@@ -54,10 +54,17 @@ class Reply(msgspec.Struct, frozen=True):
         head = f"{self.enhanced} " if self.enhanced else ""
         last = len(self.lines) - 1
         wire = [
-            f"{self.code}{' ' if number == last else '-'}{head}{line}"[: MAX_LINE - 2]
+            _cut(f"{self.code}{' ' if number == last else '-'}{head}{line}".encode("utf-8", "replace"))
             for number, line in enumerate(self.lines)
         ]
-        return ("\r\n".join(wire) + "\r\n").encode("utf-8", "replace")
+        return b"\r\n".join(wire) + b"\r\n"
+
+
+def _cut(line: bytes) -> bytes:
+    """A line without its CRLF at the length that a client must be able to take, no character cut in two."""
+    if len(line) <= MAX_LINE - 2:
+        return line
+    return line[: MAX_LINE - 2].decode("utf-8", "ignore").encode()
 
 
 def reply(code: int, enhanced: str, *lines: str) -> Reply:

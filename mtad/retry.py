@@ -9,7 +9,8 @@ message, are to be reported first; what is left then waits for its next attempt.
 
 Invariants: every recipient is settled, or in `Bounce.failed`, or the reason for a `RetryAt`. All times are seconds since
 the epoch, all durations seconds. Errors: ValueError is the caller's fault.
-Standards: RFC 5321 section 4.5.4.1 (retry and give-up times), RFC 3463 section 3.5 (4.4.7, delivery time expired).
+Standards: RFC 5321 section 4.5.4.1 (retry and give-up times), RFC 3461 section 4.1 (NOTIFY), RFC 3463 section 3.5
+(4.4.7, delivery time expired).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from typing import Final
 import msgspec
 
 from mtad.config import DAY, HOUR, MINUTE, Retry
-from mtad.envelope import Envelope
-from mtad.outcome import Deferred, Failed
+from mtad.envelope import Envelope, Notify, Recipient
+from mtad.outcome import Deferred, Delivered, Failed
 from mtad.progress import RecipientState
 
 #: The largest part of the wait that jitter adds.
@@ -39,13 +40,17 @@ class RetryAt(msgspec.Struct, frozen=True):
 
 
 class Bounce(msgspec.Struct, frozen=True):
-    """Recipients failed and nobody was told yet; ``then`` follows once the report is committed and recorded.
+    """Something is to be told to the sender; ``then`` follows once the reports are committed and recorded.
 
-    ``failed`` pairs the index of each such recipient with the reason, in the order of the envelope; never empty.
+    Each pairs the index of a recipient with what became of it, in the order of the envelope: ``failed`` for those that
+    failed and nobody was told yet (whether the sender wants to know or not), ``delivered`` for those of whose success it
+    asked to hear, ``delayed`` for those that wait longer than ``warn_after``. At least one of them has an entry.
     """
 
     failed: tuple[tuple[int, Failed], ...]
     then: Done | RetryAt
+    delivered: tuple[tuple[int, Delivered], ...] = ()
+    delayed: tuple[tuple[int, Deferred], ...] = ()
 
 
 Decision = Done | RetryAt | Bounce
@@ -98,21 +103,45 @@ def settle(envelope: Envelope, states: Sequence[RecipientState], now: float, ret
         raise ValueError(f"{envelope.id}: {len(states)} states for {len(envelope.recipients)} recipients")
     over = expired(envelope, now, retry)
     failed: list[tuple[int, Failed]] = []
+    delivered: list[tuple[int, Delivered]] = []
+    delayed: list[tuple[int, Deferred]] = []
     waiting = False
-    for index, state in enumerate(states):
+    for index, (state, recipient) in enumerate(zip(states, envelope.recipients, strict=True)):
+        outcome = state.outcome
         if state.settled:
-            continue
-        if isinstance(state.outcome, Failed):
-            failed.append((index, state.outcome))
+            if isinstance(outcome, Delivered) and _announces(envelope, recipient, state, outcome):
+                delivered.append((index, outcome))
+        elif isinstance(outcome, Failed):
+            failed.append((index, outcome))
         elif over:
             failed.append((index, _gave_up(state, now - envelope.arrival)))
         else:
             waiting = True
+            if isinstance(outcome, Deferred) and _warns(envelope, recipient, state, now, retry):
+                delayed.append((index, outcome))
     then: Done | RetryAt = Done()
     if waiting:
         expiry = envelope.arrival + lifetime(envelope, retry)
         then = RetryAt(next_attempt(envelope.arrival, now, retry, jitter, expiry))
-    return Bounce(tuple(failed), then) if failed else then
+    if failed or delivered or delayed:
+        return Bounce(tuple(failed), then, tuple(delivered), tuple(delayed))
+    return then
+
+
+def wants(recipient: Recipient, what: Notify) -> bool:
+    """Whether the sender wants a report of this kind (RFC 3461 section 4.1); without NOTIFY, of failure and delay."""
+    return what in recipient.notify if recipient.notify else what in {"failure", "delay"}
+
+
+def _announces(envelope: Envelope, recipient: Recipient, state: RecipientState, outcome: Delivered) -> bool:
+    """Whether a success is ours to tell: asked for, not told yet, and the next hop will not tell it."""
+    asked = bool(envelope.sender) and wants(recipient, "success")
+    return asked and not state.reported and not state.announced and not outcome.dsn
+
+
+def _warns(envelope: Envelope, recipient: Recipient, state: RecipientState, now: float, retry: Retry) -> bool:
+    late = 0 < retry.warn_after <= now - envelope.arrival
+    return late and bool(envelope.sender) and envelope.kind == "mail" and not state.warned and wants(recipient, "delay")
 
 
 def _gave_up(state: RecipientState, age: float) -> Failed:

@@ -18,25 +18,25 @@ The rules, each from the standard or, where that is silent, from Postfix:
   have one family only, the last place is kept for the other (RFC 8305 in spirit; Postfix: smtp_balance_inet_protocols).
 - Addresses that cannot be a mail exchanger's are not tried: unspecified, multicast, link-local, broadcast. Nor are hosts
   whose names are none (an IP address as text, octets that are not letters, digits, hyphens). Attack D-4.
+- Loopback on port 25 is not tried either, unless a setting names it: whatever listens there trusts who comes from this
+  machine, and a stranger's zone must not make us the one who comes. Another port is a setting of ours in itself.
 
-A smarthost (the setting ``next_hop``) takes the place of the destination; its loops are the administrator's to avoid, but
-the check for our own addresses holds for it as well.
-
-Errors: `BadNextHop` when the setting cannot be read; the caller's fault, found at start.
+The rules of `mtad.nexthop` say where to look and on which port. A smarthost takes the place of the destination; its loops
+are the administrator's to avoid, but the check for our own addresses holds for it as well.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import random
-import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, zip_longest
 from typing import Final, Protocol
 
 import msgspec
 
-from mtad.errors import MtadError, ResolverFailure
+from mtad.errors import ResolverFailure
+from mtad.nexthop import HOST_NAME, NextHop, Rule, Rules, literal, unmapped
 from mtad.outcome import Deferred, Failed
 from mtad.resolver import Addresses, Mx, NoMx, NoSuchDomain, NullMx
 
@@ -46,9 +46,8 @@ ADDRESS_LIMIT: Final = 5
 #: MX hosts that are looked up for one message: no zone can make us ask for ever (attack D-6).
 HOST_LIMIT: Final = 20
 
-# RFC 1123 section 2.1 and the underscore that some zones use. The last label of a name is never all digits, so that an
-# IPv4 address is no name.
-_HOST_NAME: Final = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?\.)*(?![0-9]+$)[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?")
+#: The port on which a mail server trusts its own machine.
+SMTP_PORT: Final = 25
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -57,10 +56,6 @@ class Host(msgspec.Struct, frozen=True):
     name: str
     addresses: tuple[str, ...]
     port: int
-
-
-class BadNextHop(MtadError):
-    """``delivery.next_hop`` is none of ``host``, ``host:port``, ``[host]``, ``[host]:port``."""
 
 
 class Dns(Protocol):
@@ -73,14 +68,6 @@ class Dns(Protocol):
         """The addresses of a host."""
 
 
-class NextHop(msgspec.Struct, frozen=True):
-    """Where to look: a domain, or with ``direct`` a host or an address that is not to be looked up as MX."""
-
-    name: str
-    port: int
-    direct: bool = False
-
-
 class Router:
     """Finds the hosts for a destination. Thread-safe as far as ``random.Random`` and the resolver are."""
 
@@ -88,9 +75,8 @@ class Router:
         self,
         dns: Dns,
         hostname: str,
+        rules: Rules,
         *,
-        port: int = 25,
-        next_hop: str = "",
         is_own: Callable[[str, int], bool] | None = None,
         rng: random.Random | None = None,
         address_limit: int = ADDRESS_LIMIT,
@@ -100,31 +86,27 @@ class Router:
         Args:
             dns: whom to ask.
             hostname: our own name, compared without case.
-            port: where next hops listen, 1 to 65535.
-            next_hop: the smarthost of all destinations, or "".
+            rules: who is asked for which destination.
             is_own: whether mail sent to this address and port would come back to ourselves.
             rng: for the order of equal preferences.
             address_limit: addresses for one message, 2 or more.
-
-        Raises:
-            BadNextHop: ``next_hop`` cannot be read.
         """
         self._dns = dns
         self._hostname = hostname.lower().rstrip(".")
-        self._port = port
-        self._smarthost = parse_next_hop(next_hop, port) if next_hop else None
+        self._rules = rules
         self._is_own = is_own
         self._random = rng or random.Random()
         self._limit = address_limit
-        self._key = f"[{self._smarthost.name}]:{self._smarthost.port}" if self._smarthost else ""
 
-    def key(self, destination: str) -> str:
-        """What mail for this destination has in common with other mail: the destination, or the smarthost of all."""
-        return self._key or destination
+    def rule(self, destination: str) -> Rule:
+        """How mail for this destination goes out."""
+        return self._rules.of(destination)
 
     def hops(self, destination: str) -> Iterator[Host | Deferred | Failed]:
         """The hosts for ``destination``, a domain in lower case or an address literal; or the reason why there is none."""
-        hop = self._smarthost or NextHop(destination, self._port, direct=destination.startswith("["))
+        rule = self._rules.of(destination)
+        hop = rule.hop or NextHop(destination, rule.port, direct=destination.startswith("["))
+        trusted = rule.hop is not None
         try:
             groups = self._groups(hop)
         except ResolverFailure as failure:
@@ -133,7 +115,7 @@ class Router:
         if isinstance(groups, Failed):
             yield groups
             return
-        yield from self._hosts(hop, groups)
+        yield from self._hosts(hop, groups, trusted)
 
     def _groups(self, hop: NextHop) -> list[list[str]] | Failed:
         """Host names, those of equal preference together."""
@@ -155,7 +137,7 @@ class Router:
             self._random.shuffle(group)
         return groups
 
-    def _hosts(self, hop: NextHop, groups: Sequence[Sequence[str]]) -> Iterator[Host | Deferred | Failed]:
+    def _hosts(self, hop: NextHop, groups: Sequence[Sequence[str]], trusted: bool) -> Iterator[Host | Deferred | Failed]:
         budget = _Budget(self._limit)
         problem: Deferred | Failed | None = None
         looked_up = 0
@@ -163,7 +145,7 @@ class Router:
             found: list[Host] = []
             for name in group[: HOST_LIMIT - looked_up]:
                 looked_up += 1
-                host = self._look_up(name, hop)
+                host = self._look_up(name, hop, trusted)
                 if isinstance(host, Host):
                     found.append(host)
                 elif not isinstance(problem, Deferred):
@@ -184,13 +166,14 @@ class Router:
         elif not budget.spent and problem is not None:
             yield problem
 
-    def _look_up(self, name: str, hop: NextHop) -> Host | Deferred | Failed:
-        literal = _literal(name)
-        if literal is not None:
+    def _look_up(self, name: str, hop: NextHop, trusted: bool) -> Host | Deferred | Failed:
+        address = literal(name)
+        loopback = trusted or hop.port != SMTP_PORT
+        if address is not None:
             # as an MX target an address is no host; only a destination may be one (RFC 5321 section 4.1.3)
-            usable = hop.direct and _usable(literal)
-            return Host(literal, (literal,), hop.port) if usable else Failed("5.4.4", f"{name} is no mail exchanger")
-        if name.lower().startswith("ipv6:") or (name.isascii() and _HOST_NAME.fullmatch(name.lower()) is None):
+            usable = hop.direct and _usable(address, loopback)
+            return Host(address, (address,), hop.port) if usable else Failed("5.4.4", f"{name} is no mail exchanger")
+        if name.lower().startswith("ipv6:") or (name.isascii() and HOST_NAME.fullmatch(name.lower()) is None):
             return Failed("5.1.2" if hop.direct else "5.4.4", f"{name} is neither a host name nor an address")
         try:
             answer = self._dns.addresses(name)
@@ -198,15 +181,15 @@ class Router:
             return Deferred("4.4.3", str(failure), destination=True)
         if isinstance(answer, NoSuchDomain):
             return Failed("5.4.4", _not_found(name, "AAAA", "Host not found"))
-        turns = zip_longest(self._shuffled(answer.v6), self._shuffled(answer.v4))
+        turns = zip_longest(self._shuffled(answer.v6, loopback), self._shuffled(answer.v4, loopback))
         addresses = tuple(address for turn in turns for address in turn if address is not None)
         if not addresses:
             return Failed("5.4.4", _not_found(name, "AAAA", "Host found but no data record of requested type"))
         return Host(name, addresses, hop.port)
 
-    def _shuffled(self, addresses: Sequence[str]) -> Sequence[str]:
+    def _shuffled(self, addresses: Sequence[str], loopback: bool) -> Sequence[str]:
         """The usable ones in random order: answers are kept, so that nobody else spreads the load (RFC 5321, 5.1)."""
-        usable = [address for address in addresses if _usable(address)]
+        usable = [address for address in addresses if _usable(address, loopback)]
         if len(usable) > 1:
             self._random.shuffle(usable)
         return usable
@@ -214,7 +197,7 @@ class Router:
     def _own(self, host: Host) -> bool:
         if self._is_own is None:
             return False
-        return any(self._is_own(_unmapped(address), host.port) for address in host.addresses)
+        return any(self._is_own(unmapped(address), host.port) for address in host.addresses)
 
 
 class _Budget:
@@ -248,44 +231,10 @@ class _Budget:
         return Host(host.name, tuple(taken), host.port)
 
 
-def parse_next_hop(text: str, port: int) -> NextHop:
-    """Read ``host``, ``host:port``, ``[host]`` or ``[host]:port``; in brackets a name or an address, without MX lookup.
-
-    Raises:
-        BadNextHop: none of these.
-    """
-    match = re.fullmatch(r"(?:\[([^\[\]\s]+)\]|([^\[\]\s:]+))(?::([0-9]{1,5}))?", text)
-    number = int(match[3]) if match and match[3] else port
-    if match is None or not 0 < number < 65536:
-        raise BadNextHop(f"next_hop {text!r} is none of host, host:port, [host], [host]:port")
-    direct = match[1] is not None
-    name = (match[1] if direct else match[2]).lower().rstrip(".")
-    if not name or (not (_literal(name) if direct else None) and _HOST_NAME.fullmatch(name) is None):
-        raise BadNextHop(f"next_hop {text!r} names no host" + ("" if direct else "; an address goes in brackets"))
-    return NextHop(name, number, direct)
-
-
-def _literal(text: str) -> str | None:
-    """The address of an address literal without its brackets: ``192.0.2.1``, ``IPv6:2001:db8::1``; None: it is none."""
-    bare = text[5:] if text[:5].lower() == "ipv6:" else text
-    try:
-        address = ipaddress.ip_address(bare)
-    except ValueError:
-        return None
-    return None if "%" in bare else _unmapped(str(address))
-
-
-def _unmapped(address: str) -> str:
-    """An IPv4 address that is written as an IPv6 one (``::ffff:127.0.0.1``) as what it is."""
-    parsed = ipaddress.ip_address(address)
-    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
-    return str(mapped or parsed)
-
-
-def _usable(address: str) -> bool:
-    """Whether a mail exchanger can have this address; loopback may be (a filter, a test site)."""
-    parsed = ipaddress.ip_address(_unmapped(address))
-    if parsed.is_unspecified or parsed.is_multicast or parsed.is_link_local:
+def _usable(address: str, loopback: bool) -> bool:
+    """Whether a mail exchanger can have this address."""
+    parsed = ipaddress.ip_address(unmapped(address))
+    if parsed.is_unspecified or parsed.is_multicast or parsed.is_link_local or (parsed.is_loopback and not loopback):
         return False
     return not (isinstance(parsed, ipaddress.IPv4Address) and (parsed.packed[0] == 0 or parsed.packed[0] >= 240))
 

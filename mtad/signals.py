@@ -7,11 +7,30 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 #: Signals that a process has to ask for; all others of them are ignored by it.
 OURS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Put off signals while a process forks: the child then gets its own in its own `Signals`, none in its parent's.
+
+    The child leaves this by calling `let_through` once it has made them.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, OURS)
+    try:
+        yield
+    finally:
+        let_through()
+
+
+def let_through() -> None:
+    """End `held_back`; what came meanwhile is delivered now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, OURS)
 
 
 class Signals:
@@ -45,3 +64,8 @@ class Signals:
             pass
         seen, self._seen = self._seen, set()
         return seen
+
+    def close(self) -> None:
+        """Forget a parent's, in a child that has made its own."""
+        os.close(self._read)
+        os.close(self._write)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from mtad.address import Address
 from mtad.config import Limits
@@ -12,10 +13,14 @@ from mtad.envelope import Envelope
 from mtad.policy import Policy, Service
 from mtad.reply import Reply
 from mtad.session.dialogue import Dialogue
-from mtad.session.state import Client, Session, Site
-from tests.dialogue_script import Stored
+from mtad.session.state import Client, Session, Site, TlsFacts
+from mtad.smtp.sasl import Entry, derive
+from tests.dialogue_script import Script, Stored
 
 HOSTNAME = "mx.example.org"
+PASSWORD = "open sesame"
+BINDINGS = {"tls-exporter": b"e" * 32, "tls-server-end-point": b"s" * 32}
+TLS = TlsFacts("TLSv1.3", "TLS_AES_256_GCM_SHA384", 256, BINDINGS)
 USERS = {"root@example.org": "root", "alice@example.org": "alice", "bob@example.org": "bob"}
 NOON = 1_700_000_000.0
 
@@ -25,6 +30,24 @@ class MemoryUsers:
 
     def lookup(self, address: Address) -> str | None:
         return USERS.get(address.key)
+
+
+class MemoryLogins:
+    """alice and bob, and how often anybody was asked for. The iterations are few, so that tests are fast."""
+
+    def __init__(self, *names: str) -> None:
+        self.entries = {
+            name: derive(PASSWORD, b"salt of " + name.encode().ljust(8), 4096) for name in names or ("alice", "bob")
+        }
+        self.asked: list[str] = []
+
+    def find(self, login: str) -> Entry:
+        self.asked.append(login)
+        keys = self.entries.get(login)
+        return Entry(login, keys or derive("nobody's", b"salt of nobody", 4096), keys is not None)
+
+    def any(self) -> bool:
+        return bool(self.entries)
 
 
 class MemoryEntry:
@@ -131,20 +154,38 @@ class Engine:
         cut: Callable[[bytes], Iterable[bytes]] = whole,
         limits: Limits = Limits(),  # noqa: B008 - frozen
         domains: Sequence[str] = ("example.org",),
+        senders: Sequence[str] = (),
+        **site: Any,
     ) -> None:
-        policy = Policy(MemoryUsers(), domains, service, ("127.0.0.0/8", "::1/128") if service == "relay" else ())
+        """``site`` are settings of `Site`."""
+        trusted = ("127.0.0.0/8", "::1/128") if service == "relay" else ()
+        policy = Policy(MemoryUsers(), domains, service, trusted, senders)
         self.spool = MemorySpool()
         self.log = Recorder()
-        self.dialogue = Dialogue(Site(HOSTNAME, limits, policy), client, self.spool, self.log)
+        self.dialogue = Dialogue(Site(HOSTNAME, limits, policy, **site), client, self.spool, self.log)
         self.cut = cut
+        if self.dialogue.session.site.tls == "implicit":
+            self.dialogue.secured(TLS)
         self.transcript = self.dialogue.greeting()
         self._unread = self.transcript
+
+    @classmethod
+    def for_script(
+        cls, script: Script, cut: Callable[[bytes], Iterable[bytes]] = whole, *, strict_order: bool = True
+    ) -> Engine:
+        """The site that a script asks for."""
+        logins = MemoryLogins() if script.logins else None
+        return cls(script.service, cut=cut, tls=script.tls, logins=logins, strict_order=strict_order)
 
     def send(self, data: bytes) -> None:
         for piece in self.cut(data):
             said = self.dialogue.receive(piece)
             self.transcript += said
             self._unread += said
+
+    def secure(self, tls: TlsFacts | None = None) -> None:
+        assert self.dialogue.wants_tls
+        self.dialogue.secured(tls or TLS)
 
     def say(self, *lines: str) -> list[str]:
         """Send lines, and return those that came back."""

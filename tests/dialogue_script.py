@@ -4,19 +4,24 @@ A file is played on anything that is a `Target`: the bare protocol engine, or a 
 
     # a comment, or an empty line
     service relay            which kind of listener is spoken to (default: mx); before everything else
+    tls starttls             what TLS it does (default: none)
+    logins                   alice and bob may log in, with the password "open sesame"
+    segments                 what is sent in one line must arrive in one piece: it is about what was sent ahead
     -> EHLO client.example   a line that the client sends; CRLF is added
     => MAIL FROM:<a@b>\\n     octets that the client sends, as they are
     <- 250 2.1.0             the next line from the server starts so
     <~ 250 .* queued as \\S+  the next line from the server matches so, from its start to its end
     <* 250                   all lines of one reply, each with this code
     <!                       the server has closed the connection
+    ** tls                   shake hands: what follows is inside TLS
     == stored 1 sender=a@b rcpt=c@d,e@f has=REGEX ends=TEXT
                              so many messages were taken in this dialogue; of the last: its envelope, an expression found in
                              its content, and how that ends
     20x -> RCPT TO:<u{n}@a>  the same so many times, {n} counting from 1; also with =>, <- and <~
 
 In what is sent and after ``ends=``, ``\\r \\n \\t \\0 \\xNN \\\\`` mean what they mean in C. Words of a ``==`` line are
-quoted as in a shell. The site is mx.example.org with the domain example.org and its users root, alice and bob.
+quoted as in a shell. What stands in ``special/`` needs TLS, logins or segments. The site is mx.example.org with the domain
+example.org and its users root, alice and bob.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -34,7 +39,12 @@ DIALOGUES = Path(__file__).parent / "dialogues"
 _ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|(.))", re.DOTALL)
 _ESCAPES = {b"r": b"\r", b"n": b"\n", b"t": b"\t", b"0": b"\0", b"\\": b"\\"}
 _REPEATED = re.compile(r"([0-9]+)x (.*)")
-_STEP = re.compile(r"(->|=>|<-|<~|<\*|<!|==)(?: (.*))?")
+_STEP = re.compile(r"(->|=>|<-|<~|<\*|<!|==|\*\*)(?: (.*))?")
+_SITE = re.compile(r"service (mx|relay|submission)|tls (none|starttls|implicit)|(logins|segments)")
+
+
+Service = Literal["mx", "relay", "submission"]
+Tls = Literal["none", "starttls", "implicit"]
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -61,6 +71,14 @@ class Target(Protocol):
         """The messages taken on this connection so far; a daemon is given time to show ``count`` of them."""
 
 
+@runtime_checkable
+class Securable(Protocol):
+    """A target that can do TLS."""
+
+    def secure(self) -> None:
+        """Shake hands."""
+
+
 class Step(msgspec.Struct, frozen=True):
     """One line of a dialogue: where it stands, its mark, what follows, and the octets when it sends some."""
 
@@ -74,8 +92,11 @@ class Script(msgspec.Struct, frozen=True):
     """A dialogue file."""
 
     name: str
-    service: str
+    service: Service
     steps: tuple[Step, ...]
+    tls: Tls = "none"
+    logins: bool = False
+    segments: bool = False
 
     @property
     def octets(self) -> bytes:
@@ -98,13 +119,15 @@ def unescape(text: str) -> bytes:
 
 def parse(name: str, text: str) -> Script:
     """Read a dialogue. A line that is none raises ValueError with its place."""
-    service = "mx"
+    site: dict[str, Any] = {"service": "mx"}
     steps: list[Step] = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
-        if line.startswith("service ") and not steps:
-            service = line.split()[1]
+        directive = _SITE.fullmatch(line)
+        if directive is not None and not steps:
+            key, _, value = line.partition(" ")
+            site[key] = value or True
             continue
         repeated = _REPEATED.fullmatch(line)
         times = int(repeated[1]) if repeated else 0
@@ -116,7 +139,7 @@ def parse(name: str, text: str) -> Script:
             filled = rest.replace("{n}", str(n)) if times else rest
             octets = unescape(filled) if mark in {"->", "=>"} else b""
             steps.append(Step(number, mark, filled, octets + b"\r\n" if mark == "->" else octets))
-    return Script(name, service, tuple(steps))
+    return Script(name, steps=tuple(steps), **site)
 
 
 def load(path: Path) -> Script:
@@ -146,6 +169,9 @@ def _play_step(step: Step, target: Target) -> None:
             while not (line := _line(target)).startswith(f"{step.text} "):
                 if not line.startswith(f"{step.text}-"):
                     raise DialogueFailure(f"the server said: {line}")
+        case "**":
+            assert isinstance(target, Securable)
+            target.secure()
         case "<!":
             if not target.closed():
                 raise DialogueFailure("the connection is still open")

@@ -14,25 +14,42 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import smtplib
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
+import mtad
 from mtad.control import Status, ask_status
-from mtad.spool.queues import Queue, Spool
+from mtad.envelope import Envelope
+from mtad.errors import MtadError, QueueFileUnfinished
+from mtad.spool.queues import MASTER_LOCK, Queue, Spool
+from tests.procs import alive, children
+
+__all__ = ["BIN", "DOMAIN", "HOSTNAME", "PACKAGES", "PATIENCE", "Site", "Taken", "alive", "await_value", "children", "toml"]
 
 BIN: Final = Path(sys.executable).parent
 HOSTNAME: Final = "mx.example.org"
 DOMAIN: Final = "example.org"
+#: Where our code and what it uses are, for another Python.
+PACKAGES: Final = os.pathsep.join([str(Path(mtad.__file__).parents[1]), sysconfig.get_path("purelib")])
 #: Seconds within which what must happen happens; generous, for a busy machine.
 PATIENCE: Final = 20.0
 
 T = TypeVar("T")
+
+
+class Taken(NamedTuple):
+    """A message in the queue."""
+
+    envelope: Envelope
+    content: bytes
 
 
 def await_value(get: Callable[[], T | None], timeout: float = PATIENCE, what: str = "") -> T:
@@ -71,6 +88,7 @@ class Site:
         port: int = 25,
         users: Sequence[str] = ("root", "alice", "bob"),
         listeners: Sequence[dict[str, Any]] | None = None,
+        deliver: bool = True,
         **sections: dict[str, Any],
     ) -> None:
         """Write the configuration.
@@ -81,6 +99,7 @@ class Site:
             port: on which next hops listen.
             users: each gets ``<user>@example.org``.
             listeners: the listener tables; by default ``inbound`` (mx) and ``relay`` on 127.0.0.1 and ::1.
+            deliver: False keeps the scheduler waiting for its spool, so that what was taken stays for `taken` to look at.
             sections: more settings, by section, as ``retry={"minimum": "1s"}``; "top": those before the first table.
         """
         self.root = root
@@ -109,12 +128,22 @@ class Site:
             "log": {"to": str(self.log_path)},
             "processes": {"stop_timeout": "5s"},
         }
-        self.listeners = listeners or [
-            {"name": "inbound", "service": "mx", "address": ["127.0.0.1:0", "[::1]:0"]},
-            {"name": "relay", "service": "relay", "address": ["127.0.0.1:0", "[::1]:0"]},
-        ]
+        self.listeners = (
+            list(listeners)
+            if listeners
+            else [
+                {"name": "inbound", "service": "mx", "address": ["127.0.0.1:0", "[::1]:0"]},
+                {"name": "relay", "service": "relay", "address": ["127.0.0.1:0", "[::1]:0"]},
+            ]
+        )
         self.configure(**sections)
         self.process: subprocess.Popen[bytes] | None = None
+        self.deliver = deliver
+        #: Another Python that runs our commands.
+        self.python = ""
+        #: What stands before each of our commands: another program that runs it.
+        self.prefix: list[str] = []
+        self._lock = -1
 
     def configure(self, **sections: dict[str, Any]) -> None:
         """Change settings and write the file again; ``reload`` or a restart makes them hold."""
@@ -131,21 +160,39 @@ class Site:
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        self.start()
+        if self.master() is None:
+            self.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is not None and self.log_path.exists():
             print(f"--- the log of {self.root} ---\n{self.log()[-8000:]}", file=sys.stderr)
-        if self.process is not None:
+        if self.master() is not None:
             self.stop()
+        elif self.process is not None:
+            self.process.wait(PATIENCE)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
-    def start(self) -> None:
-        """Start it in the foreground and wait until it answers."""
-        command = [str(BIN / "mtad"), "start", "--foreground", "-c", str(self.config_path)]
+    def start(self, **options: Any) -> None:
+        """Start it in the foreground and wait until it answers. ``options`` are for `subprocess.Popen`."""
+        self.launch(**options)
+        self.await_up()
+
+    def launch(self, **options: Any) -> None:
+        """Start it in the foreground."""
+        if not self.deliver and self._lock < 0:
+            self._lock = Spool(str(self.spool_path), create=True).lock()
         with open(self.root / "output", "ab") as output:
-            self.process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=self.root)
+            given: dict[str, Any] = {"stdin": subprocess.DEVNULL, "cwd": self.root, "env": self.environment()} | options
+            command = [*self._command("mtad"), "start", "--foreground"]
+            self.process = subprocess.Popen(command, stdout=output, stderr=output, **given)
+
+    def await_up(self) -> None:
+        """Wait until it answers."""
         process = self.process
+        assert process is not None
 
         def up() -> bool:
             assert process.poll() is None, f"mtad ended with {process.poll()}: {(self.root / 'output').read_text()}"
@@ -156,14 +203,28 @@ class Site:
 
     def stop(self) -> None:
         """Stop it in order; no process of it is left."""
-        process = self.process
-        assert process is not None
         pids = self.processes()
-        if process.poll() is None:
-            process.terminate()
-        process.wait(PATIENCE)
-        self.process = None
+        assert pids, "it does not run"
+        os.kill(pids[0], signal.SIGTERM)
+        if self.process is not None:
+            self.process.wait(PATIENCE)
+            self.process = None
         await_value(lambda: not any(alive(pid) for pid in pids), what=f"all of {pids} are gone")
+
+    def start_daemon(self, **options: Any) -> subprocess.CompletedProcess[str]:
+        """``mtad start``, which returns. ``options`` are for `subprocess.run`."""
+        return self.run("mtad", "start", **{"stdin": subprocess.DEVNULL} | options)
+
+    def master(self) -> int | None:
+        """The process id of the master that has the spool."""
+        try:
+            spool = self.spool()
+        except MtadError:
+            return None
+        try:
+            return spool.holder(MASTER_LOCK)
+        finally:
+            spool.close()
 
     def kill(self) -> None:
         """SIGKILL the master; its children find out by themselves."""
@@ -189,19 +250,29 @@ class Site:
         return [pid for scheduler in self.pids("scheduler") for pid in children(scheduler)]
 
     def processes(self) -> list[int]:
-        """The process ids of all processes of the site."""
-        if self.process is None or self.process.poll() is not None:
-            return []
-        found = [self.process.pid]
+        """The process ids of all processes of the site, the master's first."""
+        master = self.master()
+        found = [] if master is None else [master]
         for pid in found:
             found.extend(children(pid))
         return found
 
-    def run(self, program: str, *arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
-        """Run one of our commands with the site's configuration."""
-        environment = os.environ | {"MTAD_CONFIG": str(self.config_path)}
-        command = [str(BIN / program), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+    def run(self, program: str, *arguments: str, timeout: float = 60.0, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run one of our commands with the site's configuration. ``options`` are more for `subprocess.run`."""
+        command = [*self._command(program), *arguments]
+        given: dict[str, Any] = {"env": self.environment()} | options
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **given)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """The environment in which our commands run."""
+        path = {"PYTHONPATH": PACKAGES} if self.python else {}
+        return os.environ | {"MTAD_CONFIG": str(self.config_path)} | path | more
+
+    def _command(self, program: str) -> list[str]:
+        if not self.python:
+            return [*self.prefix, str(BIN / program)]
+        module = f"mtad.cli.{program.replace('-', '_')}"
+        return [*self.prefix, self.python, "-c", f"from {module} import main; main(prog_name={program!r})"]
 
     # -- mail in ------------------------------------------------------------------------------------------------------
 
@@ -277,6 +348,19 @@ class Site:
         """Wait until a line of the log matches; the match."""
         return await_value(lambda: re.search(pattern, self.log(), re.M), timeout, f"log has {pattern!r}")
 
+    def taken(self) -> list[Taken]:
+        """The messages that are safe in incoming, oldest first."""
+        spool = self.spool()
+        found = []
+        for queue_id in sorted(spool.names(Queue.INCOMING)):
+            try:
+                with spool.open(Queue.INCOMING, queue_id) as message:
+                    found.append(Taken(message.message.envelope, b"".join(message.chunks())))
+            except QueueFileUnfinished:
+                pass  # somebody is sending it
+        spool.close()
+        return found
+
     def spool(self) -> Spool:
         """The spool, opened."""
         return Spool(str(self.spool_path))
@@ -288,19 +372,3 @@ class Site:
             return list(spool.load(queue, queue_id).events)
         finally:
             spool.close()
-
-
-def children(pid: int) -> list[int]:
-    """The children of a process."""
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
-def alive(pid: int) -> bool:
-    """Whether a process exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

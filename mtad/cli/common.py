@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import os
 import sys
+import tomllib
 from collections.abc import Callable
 from functools import wraps
 from typing import Final, NoReturn, ParamSpec, TypeVar
@@ -68,6 +69,23 @@ class Source:
         if not self.path:
             return development(host_name(), self._base, getpass.getuser())
         return parse(self.text(), self.path)
+
+    def spool(self) -> str:
+        """Where the spool is, also while other settings have faults: a running server must be seen and ended even then.
+
+        Raises:
+            ConfigError: not even that can be told.
+        """
+        try:
+            return self.read().spool
+        except ConfigError as faults:
+            try:
+                spool = tomllib.loads(self.text()).get("spool", "")
+            except tomllib.TOMLDecodeError:
+                raise faults from None
+            if not isinstance(spool, str) or not os.path.isdir(spool):
+                raise
+            return spool
 
 
 def config_option(command: Callable[P, R]) -> Callable[P, R]:

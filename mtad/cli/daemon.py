@@ -10,8 +10,10 @@ import click
 import daemon
 import msgspec
 
+from mtad import log
 from mtad.cli.common import EX_CONFIG
 from mtad.errors import ConfigError, MtadError
+from mtad.host import words
 
 
 class _Verdict(msgspec.Struct):
@@ -35,7 +37,7 @@ def detach(serve: Callable[[Callable[[], None]], None]) -> None:
     os.close(writing)
     os.waitpid(pid, 0)  # the first of the two forks of a daemon
     with os.fdopen(reading, "rb") as pipe:
-        answer = pipe.read()
+        answer = pipe.readline()
     try:
         verdict = msgspec.json.decode(answer, type=_Verdict)
     except msgspec.MsgspecError:
@@ -52,13 +54,22 @@ def _become_daemon(serve: Callable[[Callable[[], None]], None], writing: int) ->
         nonlocal told
         if not told:
             told = True
-            os.write(writing, msgspec.json.encode(verdict))
+            os.write(writing, msgspec.json.encode(verdict) + b"\n")
             os.close(writing)
 
-    with daemon.DaemonContext(files_preserve=[writing], umask=0o077, working_directory="/"):
+    def leave_to_the_master() -> None:
+        if not told:
+            os.close(writing)
+
+    # Without its default a caller whose standard input is a socket would be taken for inetd, and waited for for ever.
+    with daemon.DaemonContext(files_preserve=[writing], umask=0o077, working_directory="/", detach_process=True):
+        os.register_at_fork(after_in_child=leave_to_the_master)
         try:
             serve(lambda: tell(_Verdict(0)))
         except ConfigError as fault:
             tell(_Verdict(EX_CONFIG, str(fault)))
         except (MtadError, OSError) as fault:
-            tell(_Verdict(1, str(fault)))
+            tell(_Verdict(1, words(fault)))
+        except Exception as bug:
+            log.panic("master ends", bug)
+            tell(_Verdict(1, f"internal error: {bug!r}; see the log"))

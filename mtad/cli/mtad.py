@@ -1,4 +1,4 @@
-"""``mtad``: start, stop, reload, status, check."""
+"""``mtad``: start, stop, reload, status, check, passwd."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterable
 import click
 import msgspec
 
-from mtad import log
 from mtad.check import Findings, check
 from mtad.cli.common import EX_CONFIG, Source, config_option, explained, fail, version_option
 from mtad.cli.daemon import detach
+from mtad.cli.passwd import passwd
 from mtad.cli.times import age, plural
-from mtad.config import Config
+from mtad.config import Config, Processes
 from mtad.config_lines import key_lines
 from mtad.control import Status, ask_status
 from mtad.errors import ConfigError, MtadError
 from mtad.master import Master
-from mtad.net.listening import probe
+from mtad.net.listening import join_address, probe
 from mtad.spool.queues import LIVE, MASTER_LOCK, Queue, Spool
 
 
@@ -50,37 +50,44 @@ def start(config: str | None, foreground: bool) -> None:
     if not source.path:
         _introduce(settings)
     if foreground:
-        _serve(settings, source, lambda: None)
+        _serve(Master(settings, source.name, lambda: _checked(source)), lambda: None)
         return
-    settings = _logging_to_a_file(settings)
-    detach(lambda ready: _serve(settings, source, ready))
+    attached, settings = settings, _logging_to_a_file(settings)
+    if settings is not attached:
+        click.echo(f"The log goes to {settings.log.to}.")
+    master = Master(settings, source.name, lambda: _logging_to_a_file(_checked(source)))
+    detach(lambda ready: _serve(master, ready))
 
 
-def _serve(settings: Config, source: Source, ready: Callable[[], None]) -> None:
-    def reread() -> Config:
-        new = source.read()
-        findings = check(new, source.path, key_lines(source.text()))
-        if findings.errors:
-            raise ConfigError(findings.errors)
-        return new
-
-    log.setup(settings.log.to, settings.log.format, "master")
-    master = Master(settings, source.name, reread)
+def _serve(master: Master, ready: Callable[[], None]) -> None:
     master.prepare()
     master.run(ready)
+
+
+def _checked(source: Source) -> Config:
+    """The configuration as it is now.
+
+    Raises:
+        ConfigError: it has faults, or does not fit the machine.
+    """
+    settings = source.read()
+    findings = check(settings, source.path, key_lines(source.text()))
+    if findings.errors:
+        raise ConfigError(findings.errors)
+    return settings
 
 
 def _refuse_second(settings: Config) -> None:
     if not os.path.isdir(settings.spool):
         return
-    pid = _master_of(settings)
+    pid = _master_of(settings.spool)
     if pid is not None:
         fail(f"already running: process {pid} has the spool {settings.spool} (mtad stop ends it)")
 
 
-def _master_of(settings: Config) -> int | None:
+def _master_of(path: str) -> int | None:
     try:
-        spool = Spool(settings.spool)
+        spool = Spool(path)
     except MtadError:
         return None
     try:
@@ -95,7 +102,6 @@ def _logging_to_a_file(settings: Config) -> Config:
         return settings
     os.makedirs(settings.spool, mode=0o700, exist_ok=True)
     path = os.path.join(settings.spool, "mtad.log")
-    click.echo(f"The log goes to {path}.")
     return msgspec.structs.replace(settings, log=msgspec.structs.replace(settings.log, to=path))
 
 
@@ -116,11 +122,16 @@ def _introduce(settings: Config) -> None:
 @explained
 def stop(config: str | None) -> None:
     """Stop the server: sessions and deliveries under way are finished first, then nothing is left running."""
-    settings = Source(config).read()
-    pid = _running(settings)
+    source = Source(config)
+    spool = source.spool()
+    pid = _running(spool)
+    try:
+        patience = source.read().processes.stop_timeout
+    except ConfigError:
+        patience = Processes().stop_timeout
     os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + settings.processes.stop_timeout + 15
-    while _master_of(settings) == pid:
+    deadline = time.monotonic() + patience + 15
+    while _master_of(spool) == pid:
         if time.monotonic() > deadline:
             fail(f"process {pid} did not stop in time; see the log")
         time.sleep(0.02)
@@ -132,12 +143,8 @@ def stop(config: str | None) -> None:
 @explained
 def reload(config: str | None) -> None:
     """Use the changed configuration; work under way goes on, a configuration with faults is refused."""
-    source = Source(config)
-    settings = source.read()
-    findings = check(settings, source.path, key_lines(source.text()))
-    if findings.errors:
-        raise ConfigError(findings.errors)
-    pid = _running(settings)
+    settings = _checked(Source(config))
+    pid = _running(settings.spool)
     before = ask_status(settings.spool)
     os.kill(pid, signal.SIGHUP)
     after = _status_after(settings, before.reloads if before else 0)
@@ -155,10 +162,10 @@ def _status_after(settings: Config, reloads: int) -> Status:
     return status
 
 
-def _running(settings: Config) -> int:
-    pid = _master_of(settings)
+def _running(spool: str) -> int:
+    pid = _master_of(spool)
     if pid is None:
-        fail(f"not running (no server has the spool {settings.spool})")
+        fail(f"not running (no server has the spool {spool})")
     return pid
 
 
@@ -168,10 +175,10 @@ def _running(settings: Config) -> int:
 @explained
 def status(config: str | None, as_json: bool) -> None:
     """What runs, since when, with how many sessions, and how many messages are in the queues. Exit 1: it does not run."""
-    settings = Source(config).read()
-    found = ask_status(settings.spool)
+    path = Source(config).spool()
+    found = ask_status(path)
     try:
-        spool = Spool(settings.spool)
+        spool = Spool(path)
         queues = {queue.value: spool.count(queue) for queue in Queue}
         spool.close()
     except MtadError:
@@ -180,14 +187,14 @@ def status(config: str | None, as_json: bool) -> None:
         body = {"running": found is not None, "queues": queues} | (msgspec.to_builtins(found) if found else {})
         click.echo(msgspec.json.encode(body).decode())
     else:
-        _show(found, settings, queues)
+        _show(found, path, queues)
     sys.exit(0 if found else 1)
 
 
-def _show(found: Status | None, settings: Config, queues: dict[str, int]) -> None:
+def _show(found: Status | None, spool: str, queues: dict[str, int]) -> None:
     now = time.time()
     if found is None:
-        pid = _master_of(settings)
+        pid = _master_of(spool)
         click.echo("mtad is not running" if pid is None else f"mtad runs (process {pid}) but does not answer")
     else:
         click.echo(f"mtad {found.version} runs on {found.hostname} since {age(now - found.started)} (process {found.pid})")
@@ -217,16 +224,22 @@ def check_command(config: str | None) -> None:
     """Say what is wrong with the configuration or with this machine; exit 78 when something is."""
     source = Source(config)
     settings = source.read()
-    running = _master_of(settings) if os.path.isdir(settings.spool) else None
-    findings: Findings = check(settings, source.path, key_lines(source.text()), None if running else _free)
+    running = _master_of(settings.spool) if os.path.isdir(settings.spool) else None
+    found = ask_status(settings.spool) if running else None
+    ours = {address for listener in found.listeners for address in listener.addresses} if found else set()
+
+    def free_or_ours(address: str, port: int) -> str | None:
+        place = join_address(address, port)
+        return None if place in ours else probe(place)
+
+    findings: Findings = check(settings, source.path, key_lines(source.text()), free_or_ours)
     _say(findings.warnings)
     if findings.errors:
         raise ConfigError(findings.errors)
     click.echo(f"{source.name}: fine" + (f" (the server runs, process {running})" if running else ""))
 
 
-def _free(address: str, port: int) -> str | None:
-    return probe(f"[{address}]:{port}" if ":" in address else f"{address}:{port}")
+main.add_command(passwd)
 
 
 def _say(warnings: Iterable[object]) -> None:

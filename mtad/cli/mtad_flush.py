@@ -21,6 +21,7 @@ from mtad.cli.common import Source, config_option, explained, fail, version_opti
 from mtad.cli.times import plural
 from mtad.errors import QueueFileDamaged, QueueFileUnfinished
 from mtad.net.channels import Mailslot
+from mtad.spool.queue_id import is_queue_id
 from mtad.spool.queues import MAILSLOT, SCHEDULER_LOCK, Queue, Spool
 
 #: Queue ids in one request: far below what a datagram holds.
@@ -39,9 +40,18 @@ def waiting_for(spool: Spool, domain: str) -> Iterator[str]:
             yield queue_id
 
 
-def flush(spool: Spool, queue_ids: Iterable[str]) -> tuple[int, list[str]]:
-    """Set the next attempt of these messages to now; how many there were, and the ids that are not deferred."""
+class Flushed(msgspec.Struct, frozen=True):
+    """What became of a flush: how many messages, the ids that are not deferred, whether the scheduler has been told."""
+
+    count: int
+    missing: tuple[str, ...]
+    told: bool
+
+
+def flush(spool: Spool, queue_ids: Iterable[str]) -> Flushed:
+    """Set the next attempt of these messages to now, and tell the scheduler when there is one."""
     count = 0
+    told = True
     missing: list[str] = []
     path = os.path.join(spool.root, MAILSLOT)
     remaining = iter(queue_ids)
@@ -50,15 +60,17 @@ def flush(spool: Spool, queue_ids: Iterable[str]) -> tuple[int, list[str]]:
         touched = []
         for queue_id in batch:
             try:
+                if not is_queue_id(queue_id):
+                    raise FileNotFoundError(queue_id)
                 spool.touch(Queue.DEFERRED, queue_id, now)
-            except (FileNotFoundError, ValueError):
+            except FileNotFoundError:
                 missing.append(queue_id)
             else:
                 touched.append(queue_id)
         count += len(touched)
         if touched and spool.holder(SCHEDULER_LOCK) is not None:
-            Mailslot.send(path, msgspec.json.encode({"flush": touched}))
-    return count, missing
+            told = Mailslot.send(path, msgspec.json.encode({"flush": touched})) and told
+    return Flushed(count, tuple(missing), told)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -71,19 +83,22 @@ def main(queue_ids: tuple[str, ...], config: str | None, domain: str | None) -> 
     """Try deferred messages again now: all of them, or those named."""
     if queue_ids and domain:
         raise click.UsageError("give queue ids or --domain, not both")
-    spool = Spool(Source(config).read().spool)
+    spool = Spool(Source(config).spool())
     wanted: Iterable[str] = queue_ids
     if domain:
         wanted = waiting_for(spool, domain.lower().rstrip("."))
     elif not queue_ids:
         wanted = (queue_id for queue_id, _ in spool.times(Queue.DEFERRED))
     # utime() does not change a directory, so it may be read while its files are touched.
-    count, missing = flush(spool, wanted)
-    running = spool.holder(SCHEDULER_LOCK) is not None
-    when = "tried now" if running else "mtad is not running: tried when it starts"
-    click.echo(
-        f"{plural(count, 'message')}: {when}" if count else "no deferred messages" + (f" for {domain}" if domain else "")
-    )
-    if queue_ids and missing:
-        fail("\n".join(f"{queue_id}: not in the deferred queue" for queue_id in missing))
+    done = flush(spool, wanted)
+    if spool.holder(SCHEDULER_LOCK) is None:
+        when = "mtad is not running: tried when it starts"
+    else:
+        when = "tried now" if done.told else "the scheduler does not answer: tried within five minutes"
+    if done.count:
+        click.echo(f"{plural(done.count, 'message')}: {when}")
+    elif not queue_ids:
+        click.echo("no deferred messages" + (f" for {domain}" if domain else ""))
+    if queue_ids and done.missing:
+        fail("\n".join(f"{queue_id}: not in the deferred queue" for queue_id in done.missing))
     sys.exit(0)

@@ -15,8 +15,8 @@ import msgspec
 
 from mtad.cli.common import Source, config_option, explained, version_option
 from mtad.errors import QueueFileDamaged, QueueFileUnfinished
-from mtad.outcome import Deferred, Failed
-from mtad.progress import RecipientState
+from mtad.outcome import Attempt, Deferred, Failed
+from mtad.progress import REPORT, RecipientState
 from mtad.spool.queue_file import StoredMessage
 from mtad.spool.queues import LIVE, Queue, Spool
 
@@ -26,6 +26,7 @@ _SENDER: Final = "%-17s %8d %19.19s %s\n"
 _RECIPIENT: Final = "%-17s %8s %-19s %s\n"
 #: Reasons end at this column, or begin at the margin when they are longer.
 _REASON_END: Final = 76
+#: The host of a doubt that is about a report, see `mtad.delivery.process`.
 _MARKS: Final = {Queue.INCOMING: "", Queue.ACTIVE: "*", Queue.DEFERRED: "", Queue.HOLD: "!"}
 
 
@@ -58,9 +59,15 @@ class Row(msgspec.Struct):
 
 
 def rows(spool: Spool) -> Iterator[Row]:
-    """The messages of all queues, one by one, in no order."""
+    """The messages of all queues, one by one, in no order within a queue.
+
+    A message that moves on meanwhile is shown once, where it was seen first.
+    """
+    moving: set[str] = set()
     for queue in LIVE:
         for queue_id, mtime in spool.times(queue):
+            if queue_id in moving:
+                continue
             try:
                 message = spool.load(queue, queue_id)
             except (FileNotFoundError, QueueFileUnfinished):
@@ -68,6 +75,11 @@ def rows(spool: Spool) -> Iterator[Row]:
             except QueueFileDamaged as fault:
                 click.echo(f"mtaq: {queue.value}/{queue_id}: damaged: {fault}", err=True)
                 continue
+            except OSError as fault:
+                click.echo(f"mtaq: {queue.value}/{queue_id}: cannot be read: {fault.strerror}", err=True)
+                continue
+            if queue is not Queue.DEFERRED:
+                moving.add(queue_id)  # few: most of a long queue is deferred
             yield _row(queue, message, mtime)
 
 
@@ -86,7 +98,7 @@ def _row(queue: Queue, message: StoredMessage, mtime: float) -> Row:
             if not state.settled
         ],
         next_attempt=int(mtime) if queue is Queue.DEFERRED else None,
-        attempts=sum(1 for event in message.events if hasattr(event, "outcomes")),
+        attempts=sum(isinstance(event, Attempt) for event in message.events),
         kind=envelope.kind,
     )
 
@@ -113,7 +125,7 @@ def print_table(found: Iterator[Row], out: TextIO) -> None:
         for recipient in row.recipients:
             reason = recipient.delay_reason
             if recipient.in_doubt:
-                reason = f"in doubt: {recipient.in_doubt} may have it already" + (f"; {reason}" if reason else "")
+                reason = _doubt(recipient.in_doubt) + (f"; {reason}" if reason else "")
             if reason and reason != before:
                 out.write(f"{'':{max(0, _REASON_END - len(reason))}}({reason})\n")
             before = reason
@@ -123,6 +135,12 @@ def print_table(found: Iterator[Row], out: TextIO) -> None:
         out.write(f"-- {octets // 1024} Kbytes in {count} Request{'' if count == 1 else 's'}.\n")
     else:
         out.write("Mail queue is empty\n")
+
+
+def _doubt(host: str) -> str:
+    if host == REPORT:
+        return "in doubt: its sender may have been told already"
+    return f"in doubt: {host} may have it already"
 
 
 def print_json(found: Iterator[Row], out: TextIO) -> None:
@@ -139,7 +157,7 @@ def print_json(found: Iterator[Row], out: TextIO) -> None:
 @explained
 def main(config: str | None, as_json: bool) -> None:
     """List the mail queue, as mailq does: * is in delivery, ! on hold, the others wait for their next attempt."""
-    spool = Spool(Source(config).read().spool)
+    spool = Spool(Source(config).spool())
     if as_json:
         print_json(rows(spool), sys.stdout)
     else:

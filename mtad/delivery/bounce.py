@@ -1,10 +1,13 @@
-"""The transport "bounce": tells the sender what failed, by a message of our own that enters the spool like any other.
+"""The transport "bounce": tells the sender what became of its message.
 
-A report goes to the sender of a message. When what failed was sent by nobody (the null reverse-path), there is no one to
+A report is a message of our own that enters the spool like any other. It goes to the sender: about failures, about delays,
+and about successes when it asked for that. When what failed was sent by nobody (the null reverse-path), there is no one to
 tell but our postmaster, and that notice is a "double-bounce". What becomes of a double-bounce that fails is the scheduler's
 decision: it is held for a human, nothing is reported twice.
 
-The order is what matters: the report is committed, then the failures are marked as reported, then the message may go.
+The order is what matters: the report is committed, then the recipients are marked as told, then the message may go.
+
+Standards: RFC 3461 sections 4.1 (NOTIFY), 4.3 (RET), 5.2 (success); RFC 5321 section 4.5.5 (the null reverse-path).
 """
 
 from __future__ import annotations
@@ -15,15 +18,18 @@ from typing import Final
 
 from mtad import dsn
 from mtad.config import Retry
-from mtad.envelope import Envelope, Kind, Recipient
-from mtad.outcome import Failed
+from mtad.envelope import Envelope, Recipient
+from mtad.outcome import Outcome
 from mtad.progress import Reported
-from mtad.retry import Bounce, settle
+from mtad.retry import Bounce, lifetime, settle, wants
 from mtad.spool.message import OpenMessage
 from mtad.spool.queues import Spool
 
 #: How much of the original's content is searched for the end of its header; what a report quotes is capped below that.
 _HEADER_SEARCH: Final = 256 * 1024
+#: A message up to this size goes back whole when the sender asked for it (RET=FULL). Larger ones go back as their header:
+#: a report must not be a way to have somebody flooded.
+_FULL_LIMIT: Final = 256 * 1024
 
 
 def original_header(message: OpenMessage) -> bytes:
@@ -50,43 +56,82 @@ class BounceTransport:
         self._postmaster = postmaster
         self._retry = retry
 
-    def report(self, message: OpenMessage, recipients: Collection[int]) -> Envelope | None:
-        """Commit one report about those of these recipients that failed, and mark them as reported.
+    def report(self, message: OpenMessage, recipients: Collection[int]) -> list[Reported]:
+        """Commit the reports that are due about these recipients, one of each kind, and mark what was told.
 
-        What failed, and why, is read from the queue file and judged by `mtad.retry.settle`, as the scheduler did.
+        What became of them, and what is to be told, is read from the queue file and judged by `mtad.retry.settle`, as the
+        scheduler did. A failure of which the sender does not want to hear is marked without a report.
 
         Returns:
-            the report's envelope; None when there is nothing to report.
+            the records of it, as they stand in the queue file now; empty when there was nothing to tell.
 
         Raises:
-            OSError: the report could not be stored, or could not be marked as sent; nothing is lost, and at worst the
+            OSError: a report could not be stored, or could not be marked as sent; nothing is lost, and at worst the
                 sender is told twice.
         """
-        original = message.message.envelope
+        envelope = message.message.envelope
         now = time.time()
-        verdict = settle(original, message.message.states, now, self._retry, 0.0)
+        verdict = settle(envelope, message.message.states, now, self._retry, 0.0)
         if not isinstance(verdict, Bounce):
-            return None
-        failed = [(index, failure) for index, failure in verdict.failed if index in recipients]
-        report, content = self._compose(message, original, failed, now)
-        entry = self._spool.enter(report)
+            return []
+        told: list[Reported] = []
+        kinds: tuple[tuple[dsn.Kind, Sequence[tuple[int, Outcome]]], ...] = (
+            ("failure", verdict.failed),
+            ("success", verdict.delivered),
+            ("delay", verdict.delayed),
+        )
+        for kind, entries in kinds:
+            about = {index: outcome for index, outcome in entries if index in recipients}
+            unwanted = [index for index in about if envelope.sender and not wants(envelope.recipients[index], kind)]
+            if unwanted:
+                told.append(Reported(now, tuple(unwanted), "", kind))
+                message.append(told[-1], durable=True)
+            wanted = [(index, outcome) for index, outcome in about.items() if index not in unwanted]
+            if wanted:
+                report = self._commit(message, kind, wanted, now)
+                told.append(Reported(now, tuple(index for index, _ in wanted), report, kind))
+                message.append(told[-1], durable=True)
+        return told
+
+    def _commit(self, message: OpenMessage, kind: dsn.Kind, entries: Sequence[tuple[int, Outcome]], now: float) -> str:
+        """Store one report; its queue id."""
+        original = message.message.envelope
+        about = [(original.recipients[index], outcome) for index, outcome in entries]
+        report_id = self._spool.ids.new()
+        to = original.sender or self._postmaster
+        if original.sender:
+            full = kind == "failure" and original.ret == "full" and original.body != "binarymime"
+            full = full and message.size <= _FULL_LIMIT
+            content = dsn.report(
+                original,
+                about,
+                b"".join(message.chunks()) if full else original_header(message),
+                hostname=self._hostname,
+                now=now,
+                report_id=report_id,
+                kind=kind,
+                until=original.arrival + lifetime(original, self._retry) if kind == "delay" else 0.0,
+                full=full,
+            )
+        else:
+            header = original_header(message)
+            content = dsn.double_bounce(
+                original, about, header, hostname=self._hostname, now=now, report_id=report_id, to=to
+            )
+        envelope = Envelope(
+            report_id,
+            now,
+            "",
+            (Recipient(to),),
+            kind="bounce" if original.sender else "double-bounce",
+            body="" if content.isascii() else "8bitmime",
+            smtputf8=not to.isascii(),
+        )
+        entry = self._spool.enter(envelope)
         try:
             entry.write(content)
         except OSError:
             entry.discard()
             raise
         entry.commit()
-        message.append(Reported(now, tuple(index for index, _ in failed), report.id), durable=True)
-        return report
-
-    def _compose(
-        self, message: OpenMessage, original: Envelope, failed: Sequence[tuple[int, Failed]], now: float
-    ) -> tuple[Envelope, bytes]:
-        failures = [(original.recipients[index], failure) for index, failure in failed]
-        kind: Kind = "bounce" if original.sender else "double-bounce"
-        to = original.sender or self._postmaster
-        report = Envelope(self._spool.ids.new(), now, "", (Recipient(to),), kind=kind)
-        header = original_header(message)
-        write = dsn.report if kind == "bounce" else dsn.double_bounce
-        content = write(original, failures, header, hostname=self._hostname, now=now, report_id=report.id)
-        return report, content
+        return report_id

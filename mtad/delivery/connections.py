@@ -8,7 +8,11 @@ Invariants:
 - A session is used by one thread at a time: the cache hands it out to one, and has it back only when it is idle.
 - No reply is taken for an answer that came before its question: whatever a server says unasked is a fault, unless it is the
   421 of a server that goes down (RFC 5321 section 3.8). In front of TLS that is an attack (CVE-2021-38371, in Exim).
-- A reply is complete within its time-out, however slowly it comes.
+- A reply is complete within its time-out, however slowly it comes, and all replies of a dialogue up to the content within
+  `DIALOGUE_LIMIT`. The content leaves at `SLOWEST` at least. So a server cannot hold a thread for ever, whatever it does
+  (attack D-11).
+- TLS begins with nothing in the buffer: what came before is not read as if it had come through TLS, and what was known of
+  the server is forgotten (RFC 3207 section 4.2).
 - The hook ``in_doubt`` runs right before the octets that end a message are handed to the kernel.
 
 Errors: `TimedOut`, `ConnectionLost`, `ProtocolFault` (the world's) leave `Session.play` as they are; `Session.phase` says
@@ -27,8 +31,10 @@ from mtad.config import Delivery
 from mtad.errors import MtadError
 from mtad.net.connection import ConnectionLost, Stream, TimedOut
 from mtad.reply import Reply
-from mtad.smtp.client import NO_EXTENSIONS, PHASES, QUIT, Capabilities, Phase, Step
+from mtad.smtp.capabilities import NO_EXTENSIONS, Capabilities
+from mtad.smtp.dialogue import PHASES, QUIT, Phase, Step
 from mtad.smtp.replies import ProtocolFault, ReplyReader
+from mtad.tls.connection import ChannelBindings, TlsConnection
 
 #: Messages over one connection (others: Exim 500, OpenSMTPD 100). Some servers count, and none dislikes 100.
 MESSAGE_LIMIT: Final = 100
@@ -38,6 +44,14 @@ AGE_LIMIT: Final = 300.0
 
 #: Idle connections of one process; the one that has been idle longest gives way.
 CACHE_LIMIT: Final = 500
+
+#: Seconds for all replies of one dialogue up to the content: a server that takes four minutes for each of 50 recipients is
+#: not worth a thread.
+DIALOGUE_LIMIT: Final = 1800.0
+
+#: Octets in a second that a server has to take, on top of one data_xfer_timeout. Postfix's smtp_min_data_rate=500 would
+#: give our largest message 14 hours; this is what the slowest line that still carries mail does: 53 minutes for 25 MiB.
+SLOWEST: Final = 8192
 
 #: Seconds between two looks at what has been idle for too long, when there is traffic.
 _SWEEP: Final = 0.5
@@ -68,8 +82,10 @@ class Session:
     """A connection to a next hop and what we know about it. Not thread-safe."""
 
     __slots__ = (
+        "_broken",
         "_reader",
         "_replies",
+        "_secured",
         "_stream",
         "_timeouts",
         "capabilities",
@@ -81,6 +97,7 @@ class Session:
         "needs_reset",
         "phase",
         "port",
+        "spent",
     )
 
     def __init__(self, stream: Stream, key: str, host: str, port: int, timeouts: Timeouts, *, now: float) -> None:
@@ -89,6 +106,8 @@ class Session:
         self._reader = ReplyReader()
         self._replies: deque[Reply] = deque()
         self._timeouts = timeouts
+        self._secured: TlsConnection | None = None
+        self._broken = False
         self.key = key
         self.host = host
         self.port = port
@@ -96,6 +115,8 @@ class Session:
         self.idle_since = now
         self.messages = 0
         self.needs_reset = False
+        self.spent = False
+        """Nothing more can be said: it broke, or was closed."""
         self.capabilities: Capabilities = NO_EXTENSIONS
         self.phase = Phase.GREETING
 
@@ -109,8 +130,30 @@ class Session:
         """Protocol and cipher, or "" for clear text."""
         return self._stream.tls
 
-    def play(self, steps: Generator[Step, Reply | None, T], in_doubt: Callable[[], None] | None = None) -> T:
-        """Play a dialogue to its end and return its result.
+    @property
+    def bindings(self) -> ChannelBindings:
+        """What a SASL mechanism may bind to; nothing in clear text."""
+        return self._secured.channel_bindings if self._secured is not None else {}
+
+    def secure(self, shake_hands: Callable[[], TlsConnection]) -> TlsConnection:
+        """Go on in TLS. ``shake_hands`` encrypts the connection that the session was made with.
+
+        Raises:
+            ProtocolFault: the server said something after the reply to STARTTLS (attack C-TL1).
+            TlsFailed: see `mtad.tls.client`; the session is good for `close` only.
+        """
+        self.phase = Phase.STARTTLS
+        self._broken = True
+        if self.spent or self._replies or not self._reader.empty:
+            raise ProtocolFault("octets between the reply to STARTTLS and the TLS handshake")
+        self._secured = self._stream = shake_hands()
+        self._broken = False
+        self._reader = ReplyReader()
+        self.capabilities = NO_EXTENSIONS
+        return self._secured
+
+    def play(self, steps: Generator[Step, Reply | None, T], in_doubt: Callable[[], None] | None = None, size: int = 0) -> T:
+        """Play a dialogue to its end and return its result; ``size``: octets of the content in it, for its time.
 
         Raises:
             TimedOut: the server did not take bytes or did not answer in time.
@@ -118,20 +161,34 @@ class Session:
             ProtocolFault: the server does not speak SMTP.
         """
         reply: Reply | None = None
+        end = monotonic() + DIALOGUE_LIMIT
+        in_content = False
         while True:
             try:
                 step = steps.send(reply)
-            except StopIteration as end:
-                result: T = end.value
+            except StopIteration as stop:
+                result: T = stop.value
                 return result
-            self.phase = step.phase
-            reply = self._send(step, in_doubt) if step.send else None
+            self.phase = phase = step.phase
+            reply = None
+            if phase is Phase.CONTENT or phase is Phase.DOT:
+                if not in_content:
+                    in_content = True
+                    end = monotonic() + self._timeouts.send + size / SLOWEST
+                if step.send:
+                    reply = self._send(step, in_doubt, min(self._timeouts.send, end - monotonic()))
+                timeout = self._timeouts.reply[phase]
+            else:
+                reply = self._send(step, in_doubt, self._timeouts.send) if step.send else None
+                timeout = min(self._timeouts.reply[phase], end - monotonic())
             if reply is None and step.reply:
-                reply = self._receive(self._timeouts.reply[step.phase])
+                if timeout <= 0:
+                    raise TimedOut("the dialogue takes too long")
+                reply = self._receive(timeout)
 
     def close(self, quit_first: bool = True) -> None:
         """Close the connection, after a QUIT whose reply is not waited for (Postfix: smtp_skip_quit_response)."""
-        if quit_first:
+        if quit_first and not self._broken:
             try:
                 self._stream.send(QUIT, _QUIT_TIMEOUT)
             except MtadError:
@@ -140,16 +197,20 @@ class Session:
 
     def reusable(self, now: float) -> bool:
         """Whether another message may go over this connection: nothing unread, not too many messages, not too old."""
-        return not self._replies and self._reader.empty and self.messages < MESSAGE_LIMIT and now - self.created < AGE_LIMIT
+        if self.spent or self._replies or not self._reader.empty or now - self.created >= AGE_LIMIT:
+            return False
+        return self.messages < min(MESSAGE_LIMIT, self.capabilities.message_limit or MESSAGE_LIMIT)
 
-    def _send(self, step: Step, in_doubt: Callable[[], None] | None) -> Reply | None:
+    def _send(self, step: Step, in_doubt: Callable[[], None] | None, timeout: float) -> Reply | None:
         """Send the bytes of a step; a reply only if the server gave up before it had them all."""
-        if self._replies or not self._reader.empty:
+        if self.spent or self._replies or not self._reader.empty:
             return self._unasked()
         if step.final and in_doubt is not None:
             in_doubt()
+        if timeout <= 0:
+            raise TimedOut("the server takes the content too slowly")
         try:
-            self._stream.send(step.send, self._timeouts.send)
+            self._stream.send(step.send, timeout)
         except ConnectionLost:
             return self._last_words()
         return None

@@ -11,6 +11,7 @@ from typing import Final, Literal
 import msgspec
 
 from mtad.outcome import Outcome
+from mtad.progress import Reported
 
 #: The packet by which a delivery process shows that it lives, and how often it does (seconds).
 ALIVE: Final = b"."
@@ -31,14 +32,16 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What became of a job: the last outcome of each recipient. It stands in the queue file already."""
+    """What became of a job: the last outcome of each recipient. It stands in the queue file already, or says so."""
 
     number: int
     outcomes: tuple[tuple[int, Outcome], ...] = ()
     damaged: str = ""
     """The queue file is damaged, and how; nothing was delivered."""
-    report: str = ""
-    """For the transport "bounce": the report's queue id."""
+    unwritten: bool = False
+    """The outcomes do not stand in the queue file: the disk refused."""
+    reports: tuple[Reported, ...] = ()
+    """For the transport "bounce": what the sender has been told, as it is marked in the queue file."""
 
 
 job_encoder: Final = msgspec.json.Encoder()

@@ -65,36 +65,35 @@ class MaildirTransport:
         user = self._users.lookup(Address(_unquote(local), domain))
         if user is None:
             return Failed("5.1.1", f'unknown user: "{recipient}"')
-        trace = f"Return-Path: <{envelope.sender}>\nDelivered-To: {recipient}\n".encode()
+        trace = f"Return-Path: <{envelope.sender}>\r\nDelivered-To: {recipient}\r\n".encode()
+        # In a BINARYMIME body a CRLF may be anything (RFC 3030 section 3).
+        line_end = b"\r\n" if envelope.body == "binarymime" else b"\n"
         try:
-            self._store(user, trace, content)
+            self._store(user, itertools.chain([trace], content.chunks()), line_end)
         except OSError as fault:
             reason = f"cannot store in the mailbox of {user}: {fault.strerror or fault}"
             return Deferred(_STATUS.get(fault.errno or 0, "4.2.0"), reason)
         return Delivered("2.0.0", "delivered to maildir")
 
-    def _store(self, user: str, trace: bytes, content: Content) -> None:
+    def _store(self, user: str, chunks: Iterator[bytes], line_end: bytes) -> None:
         name = self._unique_name()
         mailbox = self._open_mailbox(user)
         try:
-            tmp = _open_directory("tmp", mailbox)
-            try:
-                new = _open_directory("new", mailbox)
-                try:
-                    self._write(name, tmp, new, trace, content)
-                finally:
-                    os.close(new)
-            finally:
-                os.close(tmp)
+            tmp, new = _open_parts(mailbox)
         finally:
             os.close(mailbox)
+        try:
+            self._write(name, tmp, new, chunks if line_end == b"\r\n" else to_unix_lines(chunks))
+        finally:
+            os.close(tmp)
+            os.close(new)
 
-    def _write(self, name: str, tmp: int, new: int, trace: bytes, content: Content) -> None:
+    def _write(self, name: str, tmp: int, new: int, pieces: Iterator[bytes]) -> None:
         fd = os.open(name, _FILE, 0o600, dir_fd=tmp)
         try:
             try:
-                pending = [trace]
-                for piece in to_unix_lines(content.chunks()):
+                pending: list[bytes] = []
+                for piece in pieces:
                     pending.append(piece)
                     if len(piece) > 32768:
                         write_all(fd, b"".join(pending))
@@ -113,24 +112,53 @@ class MaildirTransport:
         os.fsync(new)
 
     def _open_mailbox(self, user: str) -> int:
-        path = os.path.join(self._mail_root, user)
         try:
-            return os.open(path, _DIRECTORY)
+            return os.open(os.path.join(self._mail_root, user), _DIRECTORY)
         except FileNotFoundError:
-            os.makedirs(self._mail_root, mode=0o700, exist_ok=True)
+            _make_root(self._mail_root)
         root = os.open(self._mail_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            mailbox = _open_directory(user, root)
+            return _open_directory(user, root)
         finally:
             os.close(root)
-        for directory in ("tmp", "new", "cur"):
-            os.close(_open_directory(directory, mailbox))
-        return mailbox
 
     def _unique_name(self) -> str:
         seconds, fraction = divmod(time.time_ns() // 1000, 1_000_000)
         # next() of a count is one step of the interpreter: all threads of the process share it without a lock.
         return f"{seconds}.M{fraction}P{os.getpid()}Q{next(self._counter)}.{self._host}"
+
+
+def _make_root(path: str) -> None:
+    """Make the directory of all mailboxes, and those above it, with their names on stable storage."""
+    missing = []
+    while path and not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory, 0o700)
+        except FileExistsError:
+            pass  # another delivery was faster
+        parent = os.open(os.path.dirname(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)
+
+
+def _open_parts(mailbox: int) -> tuple[int, int]:
+    """``tmp`` and ``new`` of a mailbox, made when they are missing, and ``cur`` with them."""
+    try:
+        tmp = os.open("tmp", _DIRECTORY, dir_fd=mailbox)
+    except FileNotFoundError:
+        os.close(_open_directory("cur", mailbox))
+        os.close(_open_directory("new", mailbox))
+        tmp = _open_directory("tmp", mailbox)  # last, so that a mailbox which has it has all three
+    try:
+        return tmp, _open_directory("new", mailbox)
+    except BaseException:
+        os.close(tmp)
+        raise
 
 
 def _open_directory(name: str, parent: int) -> int:

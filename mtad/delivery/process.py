@@ -7,12 +7,17 @@ Per job: open the queue file (whose shared lock says that it is in work), compar
 append the attempts, log, answer. The first thread keeps house: it shows the scheduler a sign of life and closes connections
 that nobody has reused.
 
+A job whose scheduler has hung up before the file was locked is left alone. The next scheduler gets the spool only after
+this one has hung up, and asks for the lock of each file: so a job is done by one of the two, whatever lay in the channel.
+
 Errors: a damaged file is reported as such. Whatever a transport raises is a bug: logged as panic, and the recipients are
-deferred. A queue file that cannot be written (disk full) delays nothing: the answer carries the outcome, too.
+deferred. A queue file that cannot be written (disk full) delays nothing: the answer carries the outcome, and says that the
+file does not have it. A machine that gives no more threads makes deliveries wait for one.
 """
 
 from __future__ import annotations
 
+import select
 import signal
 import threading
 import time
@@ -31,8 +36,9 @@ from mtad.delivery.transport import Task, Transport
 from mtad.errors import QueueFileDamaged, QueueFileUnfinished
 from mtad.net.channels import MAX_PACKET, PacketSocket
 from mtad.net.listening import is_own_address, split_address
+from mtad.nexthop import Rules
 from mtad.outcome import Attempt, Deferred, Outcome
-from mtad.progress import Doubt
+from mtad.progress import REPORT, Doubt
 from mtad.resolver import Resolver
 from mtad.routing import Router
 from mtad.runtime import Runtime
@@ -41,6 +47,9 @@ from mtad.spool.queues import Queue, Spool
 
 #: Stacks of delivery threads: TLS and DNS need some, and there may be hundreds.
 _STACK: Final = 512 * 1024
+#: Seconds between two looks for connections that nobody has reused.
+_TICK: Final = 1.0
+#: The host of a `Doubt` about a report: whether its sender was told.
 
 
 class Worker:
@@ -56,8 +65,7 @@ class Worker:
         router = Router(
             resolver,
             config.hostname,
-            port=config.delivery.port,
-            next_hop=config.delivery.next_hop,
+            Rules(config.delivery),
             is_own=OwnAddresses([socket.bound for _, socket in runtime.sockets]),
         )
         self._smtp = SmtpTransport(config.hostname, config.delivery, router)
@@ -75,14 +83,22 @@ class Worker:
     def run(self) -> None:
         """Serve until the scheduler closes the channel and the last job is done."""
         self._add_thread()
-        while not self._ended.wait(1.0 if len(self._smtp.cache) else HEARTBEAT):
+        heard = time.monotonic()
+        while not self._ended.wait(min(_TICK, HEARTBEAT)):
             self._smtp.expire()
-            self._send(ALIVE)
+            now = time.monotonic()
+            if now - heard >= HEARTBEAT:
+                heard = now
+                self._send(ALIVE)
         self._smtp.close()
 
     def _add_thread(self) -> None:
         self._threads += 1
-        threading.Thread(target=self._serve, name="delivery", daemon=True).start()
+        try:
+            threading.Thread(target=self._serve, name="delivery", daemon=True).start()
+        except RuntimeError:
+            self._threads -= 1
+            raise
 
     def _serve(self) -> None:
         while True:
@@ -94,14 +110,27 @@ class Worker:
                 packet = b""
             with self._lock:
                 self._idle -= 1
-                if packet and not self._idle:
-                    self._add_thread()
-                elif not packet:
+                if not packet:
                     self._threads -= 1
                     if not self._threads:
                         self._ended.set()
                     return
-            self._send(_fit(self.work(job_decoder.decode(packet))))
+                if not self._idle:
+                    try:
+                        self._add_thread()
+                    except RuntimeError as fault:
+                        log.warning(f"no thread for the next delivery, it waits for one that ends: {fault}")
+            self._answer(job_decoder.decode(packet))
+
+    def _answer(self, job: Job) -> None:
+        try:
+            result = self.work(job)
+        except Exception as bug:
+            # A job without an answer would be under way for ever.
+            log.panic("a job failed in a way that nobody thought of", bug, job.queue_id)
+            result = _all_deferred(job, f"internal error: {type(bug).__name__}")
+        if result is not None:
+            self._send(_fit(result))
 
     def _send(self, packet: bytes) -> None:
         try:
@@ -109,10 +138,18 @@ class Worker:
         except OSError:
             pass  # no scheduler any more: it stands in the queue file
 
-    def work(self, job: Job) -> Result:
-        """Do one job."""
+    def _abandoned(self) -> bool:
+        """Whether the scheduler has hung up: it is dead, or on its way out."""
+        line = select.poll()
+        line.register(self._channel, select.POLLRDHUP)
+        return bool(line.poll(0))
+
+    def work(self, job: Job) -> Result | None:
+        """Do one job; None when it is no longer ours."""
         try:
             with self._spool.open(Queue.ACTIVE, job.queue_id) as message:
+                if self._abandoned():
+                    return None
                 message.verify()
                 if job.transport == "bounce":
                     return self._report(job, message)
@@ -146,27 +183,32 @@ class Worker:
             attempts = [Attempt(started, tuple((index, deferred) for index in job.recipients))]
             outcomes = dict(attempts[0].outcomes)
         # A message that lives on for other recipients must not forget, not even in a power cut, who has it already.
-        _note(message, *attempts, durable=len(job.recipients) < len(envelope.recipients))
+        written = _note(message, *attempts, durable=len(job.recipients) < len(envelope.recipients))
         for attempt in attempts:
             for index, outcome in attempt.outcomes:
                 log.delivery(envelope, envelope.recipients[index].address, attempt, outcome, job.active)
-        return Result(job.number, tuple(outcomes.items()))
+        unwritten = not written and any(not isinstance(outcome, Deferred) for outcome in outcomes.values())
+        return Result(job.number, tuple(outcomes.items()), unwritten=unwritten)
 
     def _report(self, job: Job, message: OpenMessage) -> Result:
+        # A kill between the report's commit and the record of it leaves nobody who knows that the sender was told.
+        _note(message, Doubt(time.time(), job.recipients, REPORT))
         try:
-            report = self._bounce.report(message, job.recipients)
+            reports = self._bounce.report(message, job.recipients)
         except OSError as fault:
             log.warning(f"cannot store the report to its sender: {fault}", job.queue_id)
             return Result(job.number)
-        return Result(job.number, report=report.id if report else "")
+        return Result(job.number, reports=tuple(reports))
 
 
-def _note(message: OpenMessage, *events: Attempt | Doubt, durable: bool = False) -> None:
-    """Append to the history; a disk that refuses must not keep mail from going out."""
+def _note(message: OpenMessage, *events: Attempt | Doubt, durable: bool = False) -> bool:
+    """Append to the history; a disk that refuses, answered by False, must not keep mail from going out."""
     try:
         message.append(*events, durable=durable)
-    except OSError as fault:
+    except (OSError, ValueError) as fault:  # ValueError: text that cannot be encoded
         log.warning(f"cannot be noted in the queue file: {fault}", message.message.envelope.id)
+        return False
+    return True
 
 
 def _all_deferred(job: Job, why: str) -> Result:
@@ -184,7 +226,7 @@ def _fit(result: Result) -> bytes:
         (index, msgspec.structs.replace(outcome, text=outcome.text[:room], reply="", remote=outcome.remote[:room]))
         for index, outcome in result.outcomes
     )
-    return job_encoder.encode(Result(result.number, cut))
+    return job_encoder.encode(msgspec.structs.replace(result, outcomes=cut))
 
 
 class OwnAddresses:

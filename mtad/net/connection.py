@@ -110,6 +110,16 @@ class Connection:
         except OSError as error:
             raise ConnectionLost(reason(error)) from None
 
+    def speaks(self, within: float) -> bool:
+        """Whether the peer says anything within so many seconds, 0 for at once; it stays to be received."""
+        try:
+            if within > 0:
+                self._set_receive_timeout(within)
+                return bool(self._socket.recv(1, socket.MSG_PEEK))
+            return bool(self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except OSError:
+            return False  # nothing yet, or a connection whose end will be found by the next call
+
     def send(self, data: bytes, timeout: float) -> None:
         """See `Stream.send`. The time-out is for the whole, even when the peer takes it one octet at a time.
 

@@ -7,7 +7,10 @@ has its own socket and its own limits. Errors: OSError, with the address in its 
 from __future__ import annotations
 
 import errno
+import os
 import socket
+import time
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 #: Connections that the kernel completes while all listeners are busy. Also bounded by net.core.somaxconn.
@@ -103,13 +106,79 @@ class ListeningSocket:
         self._socket.close()
 
 
+def bind_all(
+    wanted: Iterable[tuple[str, str, str]], bound: Iterable[tuple[str, ListeningSocket]] = (), patience: float = 0.0
+) -> list[ListeningSocket]:
+    """A socket for each wanted ``(service name, address, device)``, in this order.
+
+    Args:
+        wanted: what to listen on. The name is for choosing among those with the same address, as with port 0 there may be.
+        bound: sockets with the names of their services, to be used again where the address is wanted still.
+        patience: how long to wait for an address in use, in seconds for all of them.
+
+    Raises:
+        OSError: one cannot be bound; those that were bound for nothing are closed again.
+    """
+    rest = list(bound)
+    deadline = time.monotonic() + patience
+    sockets: list[ListeningSocket] = []
+    new: list[ListeningSocket] = []
+    try:
+        for name, address, interface in wanted:
+            found = _take(rest, name, address, interface)
+            if found is None:
+                found = _bind_patiently(address, interface, deadline)
+                new.append(found)
+            sockets.append(found)
+    except OSError:
+        close_all(new)
+        raise
+    return sockets
+
+
+def _take(rest: list[tuple[str, ListeningSocket]], name: str, address: str, interface: str) -> ListeningSocket | None:
+    fitting = [row for row in rest if (row[1].address, row[1].interface) == (address, interface)]
+    row = next((row for row in fitting if row[0] == name), fitting[0] if fitting and not address.endswith(":0") else None)
+    if row is None:
+        return None
+    rest.remove(row)
+    return row[1]
+
+
+def _bind_patiently(address: str, interface: str, deadline: float) -> ListeningSocket:
+    while True:
+        try:
+            return ListeningSocket(address, interface)
+        except OSError as fault:
+            if fault.errno != errno.EADDRINUSE or time.monotonic() >= deadline:
+                raise
+        time.sleep(0.05)
+
+
+def close_all(sockets: Iterable[ListeningSocket], keep: Sequence[ListeningSocket] = ()) -> None:
+    """Close sockets, but for those to ``keep``."""
+    kept = {id(kept) for kept in keep}
+    for one in sockets:
+        if id(one) not in kept:
+            one.close()
+
+
 def probe(address: str, interface: str = "") -> str | None:
-    """Whether one could listen there now: None, or why not."""
+    """Whether one could listen there now: None, or why not, in the words of strerror."""
     try:
         ListeningSocket(address, interface).close()
     except OSError as fault:
-        return fault.strerror or str(fault)
+        return os.strerror(fault.errno) if fault.errno and fault.errno > 0 else str(fault)
     return None
+
+
+def has_device(name: str) -> bool:
+    """Whether this machine has a network device of that name."""
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return False
+    return True
 
 
 def is_own_address(host: str) -> bool:

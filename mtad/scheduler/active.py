@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mtad.envelope import Envelope
-from mtad.outcome import Failed, Outcome
-from mtad.progress import RecipientState
+from mtad.outcome import Attempt, Failed, Outcome
+from mtad.progress import RecipientState, Reported, attempted, told
 
 
 class ActiveMessage:
     """One message in active/."""
 
-    __slots__ = ("claimed", "deaths", "envelope", "open_jobs", "size", "states", "urgent")
+    __slots__ = ("claimed", "deaths", "envelope", "open_jobs", "size", "states", "unwritten", "urgent")
 
     def __init__(
         self, envelope: Envelope, states: Sequence[RecipientState], size: int, claimed: float, urgent: bool
@@ -25,6 +25,14 @@ class ActiveMessage:
         self.urgent = urgent
         self.open_jobs = 0
         self.deaths = 0
+        """How many delivery processes died with it."""
+        self.unwritten: list[Attempt] = []
+        """What a delivery process did and could not write down; to be written before the message leaves active/."""
+
+    @property
+    def id(self) -> str:
+        """Its queue id."""
+        return self.envelope.id
 
     def due(self) -> list[int]:
         """The recipients for whom something can be tried: neither done nor failed."""
@@ -35,10 +43,9 @@ class ActiveMessage:
     def record(self, outcomes: Sequence[tuple[int, Outcome]]) -> None:
         """Take note of what an attempt brought."""
         for index, outcome in outcomes:
-            if not self.states[index].settled:
-                self.states[index] = RecipientState(outcome)
+            self.states[index] = attempted(self.states[index], outcome)
 
-    def reported(self, recipients: Sequence[int]) -> None:
+    def told(self, reported: Reported) -> None:
         """Take note that the sender knows."""
-        for index in recipients:
-            self.states[index] = RecipientState(self.states[index].outcome, reported=True)
+        for index in reported.recipients:
+            self.states[index] = told(self.states[index], reported)

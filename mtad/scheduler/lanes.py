@@ -1,5 +1,7 @@
 """Lanes: one queue of jobs per destination, served in turn. Pure data, no clock and no I/O of its own.
 
+All times are seconds of one monotonic clock: a clock that is set back must not keep a destination suspended.
+
 A lane is a transport and a next hop. Lanes that have work and may start it stand in a ring and are served one job at a
 time, so a destination with a thousand messages takes its turn like one with a single message. How many jobs of one lane
 may be under way is its *window*: it starts small, opens by one with each success up to the limit, closes by one with each
@@ -12,13 +14,14 @@ A lane that has been idle for a while is forgotten, so memory goes with the work
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
 
 from mtad.delivery.jobs import TransportName
-from mtad.outcome import Deferred
+from mtad.outcome import Deferred, Outcome
+from mtad.scheduler.active import ActiveMessage
 
 #: Window of a lane that has not been seen before; Postfix's initial_destination_concurrency.
 INITIAL_WINDOW: Final = 5
@@ -33,12 +36,11 @@ class LaneKey(msgspec.Struct, frozen=True):
     destination: str
 
 
-class LaneJob(msgspec.Struct):
-    """A job in a lane: which recipients of which message, and since when (seconds since the epoch) it waits."""
+class LaneJob(msgspec.Struct, eq=False):
+    """A job in a lane: which recipients of which message."""
 
-    queue_id: str
+    message: ActiveMessage
     recipients: tuple[int, ...]
-    since: float
 
 
 class Lane:
@@ -99,7 +101,7 @@ class Lanes:
         return None
 
     def take(self) -> tuple[Lane, LaneJob] | None:
-        """The next job to start, or None when no lane may start one; `done` must follow."""
+        """The next job to start, or None when no lane may start one; `done`, `release` or `give_back` must follow."""
         if not self._ring:
             return None
         key, _ = self._ring.popitem(last=False)
@@ -131,11 +133,18 @@ class Lanes:
         self._refresh(lane)
         return returned
 
+    def release(self, lane: Lane, now: float) -> None:
+        """A job of this lane has ended in a way that says nothing about the destination."""
+        lane.in_flight -= 1
+        lane.last_used = now
+        self._refresh(lane)
+
     def give_back(self, lane: Lane, job: LaneJob) -> None:
-        """Undo `take`: the job was not started."""
+        """Undo `take`: the job was not started, and its lane is the next in the ring again."""
         lane.in_flight -= 1
         lane.waiting.appendleft(job)
         self._refresh(lane)
+        self._ring.move_to_end(lane.key, last=False)
 
     def forget(self, now: float) -> None:
         """Drop the lanes that have long been idle and are not suspended (any more)."""
@@ -153,3 +162,13 @@ class Lanes:
             self._ring.setdefault(lane.key, None)
         else:
             self._ring.pop(lane.key, None)
+
+
+def destination_failure(outcomes: Sequence[tuple[int, Outcome]]) -> Deferred | None:
+    """Why a destination as a whole could not be reached, when that is what all its recipients say."""
+    failure: Deferred | None = None
+    for _, outcome in outcomes:
+        if not isinstance(outcome, Deferred) or not outcome.destination:
+            return None
+        failure = outcome
+    return failure

@@ -2,8 +2,12 @@
 
 Each process has one channel. A job goes to the process that has the fewest, so none waits in a channel while a thread is
 free elsewhere. A process that closes its channel has died; one that has not shown a sign of life for `SILENCE` seconds
-hangs, and is killed. In both cases the jobs that it had come back to the scheduler, and the next process for that place
-starts after a pause that grows when processes die young.
+hangs, and is killed. In both cases the next one for that place starts after a pause that grows when processes die young.
+
+The jobs of a process come back to the scheduler once the kernel says that it is gone (`reap`), not before: one that hangs
+in a dead file system cannot be killed, and could still finish what it was at. Nobody waits for it.
+
+Errors: a machine that gives no process or descriptor is asked again after the same pause.
 """
 
 from __future__ import annotations
@@ -25,6 +29,18 @@ SILENCE: Final = 60.0
 YOUNG: Final = 5.0
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 30.0
+#: Seconds between two looks whether a process is gone: in its first second, and afterwards.
+_FIRST_LOOK: Final = 0.002
+_LATER_LOOK: Final = 0.5
+
+
+class Dying(msgspec.Struct, frozen=True):
+    """A process that has been killed or has died, until the kernel says so. ``jobs`` is what it had, ``why`` in words."""
+
+    pid: int
+    jobs: tuple[Job, ...]
+    why: str
+    since: float
 
 
 class Slot:
@@ -51,7 +67,7 @@ class DeliveryPool:
         self._threads = threads
         self._run = run
         self._numbers = 0
-        self.ended = False
+        self._dying: list[Dying] = []
 
     def channels(self) -> dict[int, Slot]:
         """The places that have a process, by the descriptor of their channel; for a poll."""
@@ -60,10 +76,6 @@ class DeliveryPool:
     def pids(self) -> list[int]:
         """The process ids of the delivery processes."""
         return [slot.pid for slot in self._slots if slot.pid]
-
-    def in_flight(self) -> int:
-        """How many jobs are under way."""
-        return sum(len(slot.jobs) for slot in self._slots)
 
     def free(self, now: float) -> Slot | None:
         """A place that can take another job (its process is started when it has none); None when all are full.
@@ -76,14 +88,15 @@ class DeliveryPool:
                 continue
             if len(slot.jobs) < self._threads and (best is None or len(slot.jobs) < len(best.jobs)):
                 best = slot
-        if best is not None and best.channel is None:
-            self._start(best, now)
-        return best
+        if best is None or best.channel is not None or self._start(best, now):
+            return best
+        return None
 
-    def wait_until(self) -> float | None:
-        """When the next place that is empty after a death may start a process."""
-        times = [slot.not_before for slot in self._slots if slot.channel is None and slot.not_before]
-        return min(times) if times else None
+    def wait(self, now: float) -> float | None:
+        """Seconds until the pool wants to be asked again, by `free` or `reap`; None: nothing is to be waited for."""
+        waits = [slot.not_before - now for slot in self._slots if slot.channel is None and slot.not_before > now]
+        waits += [_FIRST_LOOK if now - dying.since < 1.0 else _LATER_LOOK for dying in self._dying]
+        return min(waits, default=None)
 
     def send(self, slot: Slot, job: Job, now: float) -> int | None:
         """Number a job and hand it to a process; None when that one has just died or does not listen."""
@@ -124,25 +137,31 @@ class DeliveryPool:
         """The places whose process has work and has not been heard of for too long."""
         return [slot for slot in self._slots if slot.jobs and now - slot.heard > SILENCE]
 
-    def bury(self, slot: Slot, now: float) -> tuple[list[Job], str]:
-        """End what is left of a process: the jobs that it had, and how it died, in words."""
+    def bury(self, slot: Slot, why: str, now: float) -> None:
+        """End what is left of a process; ``why`` in words. `reap` tells when it is over."""
         assert slot.channel is not None
         slot.channel.close()
         slot.channel = None
         _kill(slot.pid)
-        _, status = os.waitpid(slot.pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-        jobs = list(slot.jobs.values())
+        self._dying.append(Dying(slot.pid, tuple(slot.jobs.values()), why, now))
         slot.jobs.clear()
         slot.pid = 0
-        slot.pause = min(LONGEST_PAUSE, slot.pause * 2) if now - slot.started < YOUNG else FIRST_PAUSE
-        slot.not_before = now + slot.pause
-        return jobs, how
+        self._rest(slot, now, young=now - slot.started < YOUNG)
+
+    def reap(self) -> list[tuple[Dying, str]]:
+        """The processes that are gone since the last call, and how each ended, in words; "" when as it should."""
+        gone: list[tuple[Dying, str]] = []
+        for dying in self._dying:
+            pid, status = os.waitpid(dying.pid, os.WNOHANG)
+            if pid:
+                code = os.waitstatus_to_exitcode(status)
+                how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+                gone.append((dying, how if code or dying.jobs else ""))
+        self._dying = [dying for dying in self._dying if all(dying is not other for other, _ in gone)]
+        return gone
 
     def finish(self) -> None:
         """Let each process end what it is at and then exit; results still come."""
-        self.ended = True
         for slot in self._slots:
             if slot.channel is not None:
                 end_sending(slot.channel)
@@ -152,9 +171,20 @@ class DeliveryPool:
         for pid in self.pids():
             _kill(pid)
 
-    def _start(self, slot: Slot, now: float) -> None:
-        ours, theirs = packet_pair()
-        pid = os.fork()
+    def _start(self, slot: Slot, now: float) -> bool:
+        """Start a process in a place; False, and a pause, when the machine does not give one."""
+        try:
+            ours, theirs = packet_pair()
+            try:
+                pid = os.fork()
+            except OSError:
+                ours.close()
+                theirs.close()
+                raise
+        except OSError as fault:
+            self._rest(slot, now, young=True)
+            log.warning(f"cannot start a delivery process, trying again in {slot.pause:g} s: {fault.strerror or fault}")
+            return False
         if pid == 0:
             # A child that kept another's channel would hide that one's death from the scheduler, and the other way round.
             ours.close()
@@ -168,6 +198,12 @@ class DeliveryPool:
         slot.pid = pid
         slot.started = slot.heard = now
         slot.not_before = 0.0
+        return True
+
+    @staticmethod
+    def _rest(slot: Slot, now: float, *, young: bool) -> None:
+        slot.pause = min(LONGEST_PAUSE, slot.pause * 2) if young else FIRST_PAUSE
+        slot.not_before = now + slot.pause
 
 
 def _never_return(run: Callable[[PacketSocket], None], channel: PacketSocket) -> None:

@@ -3,11 +3,13 @@
 It polls for wake-ups, results, requests of `mtad-flush`, signals and the death of the master; in between it advances the
 scans a slice at a time. SIGTERM: no new deliveries, those under way are waited for (``processes.stop_timeout``) and
 settled. SIGUSR1 (a reload): the spool is given to the next scheduler at once, deliveries under way end on their own and
-write what they did into the queue files, where the next scheduler finds it.
+write what they did into the queue files, where the next scheduler finds it. The delivery processes are told before the
+spool's lock is let go: a job that none of them has begun by then is the next scheduler's, see `mtad.delivery.process`.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
@@ -100,9 +102,10 @@ class SchedulerProcess:
         self._watch_channels()
         for fd, _ in self._poll.poll(0 if more else self._milliseconds(now)):
             self._ready(fd)
+        self._take_back()
         if now >= self._housekeeping:
             self._housekeeping = now + _HOUSEKEEPING
-            self._scheduler.lanes.forget(time.time())
+            self._scheduler.keep_house()
             for slot in self._pool.hung(now):
                 self._bury(slot, "did not show a sign of life")
 
@@ -111,14 +114,8 @@ class SchedulerProcess:
         until = min([self._housekeeping, *self._scan_due.values()])
         if self._held_elsewhere:
             until = min(until, self._recheck)
-        wait = until - now
-        start = self._pool.wait_until()
-        if start is not None:
-            wait = min(wait, max(start - now, 0.001))
-        due = self._scheduler.next_time()
-        if due is not None:
-            wait = min(wait, due - time.time())
-        return max(0, int(wait * 1000) + 1)
+        waits = (until - now, self._pool.wait(now), self._scheduler.wait())
+        return max(0, int(min(wait for wait in waits if wait is not None) * 1000) + 1)
 
     def _ready(self, fd: int) -> None:
         runtime = self._runtime
@@ -185,13 +182,21 @@ class SchedulerProcess:
             self._bury(slot, "died")
 
     def _bury(self, slot: Slot, why: str) -> None:
-        pid = slot.pid
-        jobs, how = self._pool.bury(slot, time.monotonic())
+        self._pool.bury(slot, why, time.monotonic())
         self._watch_channels()
-        if self._pool.ended and not jobs:
-            return
-        self._events.warning(f"delivery process {pid} {why} ({how}); {len(jobs)} deliveries are taken back")
-        self._scheduler.died(jobs, how)
+
+    def _take_back(self) -> None:
+        """Take the work of processes that are gone."""
+        for gone, how in self._pool.reap():
+            if not how:
+                continue
+            if self._lock < 0:
+                self._events.warning(f"delivery process {gone.pid} {gone.why} ({how})")
+                continue
+            self._events.warning(
+                f"delivery process {gone.pid} {gone.why} ({how}); {len(gone.jobs)} deliveries are taken back"
+            )
+            self._scheduler.died(gone.jobs, how)
 
     def _deliver(self, channel: PacketSocket) -> None:
         """In the child: become a delivery process."""
@@ -231,23 +236,33 @@ class SchedulerProcess:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def _end(self) -> None:
-        """Wait for the deliveries under way, up to a limit; settle them unless the next scheduler will."""
-        handover = self._ending is signal.SIGUSR1
-        deadline = time.monotonic() + self._runtime.config.processes.stop_timeout
+        """Wait for the deliveries under way; settle them unless the next scheduler will.
+
+        At a stop there is a limit. At a reload there is none, before a stop comes or the master goes.
+        """
+        limit = self._runtime.config.processes.stop_timeout
+        deadline = time.monotonic() + limit
         self._poll = select.poll()
         for fd in self._watched:
             self._poll.register(fd, select.POLLIN)
         self._pool.finish()
+        handover = self._ending is signal.SIGUSR1
         if handover:
+            deadline = math.inf
+            for source in (self._signals, self._runtime.lifeline):
+                self._poll.register(source.fileno(), select.POLLIN)
             os.close(self._lock)
             self._lock = -1
         while self._watched and time.monotonic() < deadline:
             for fd, _ in self._poll.poll(200):
-                slot = self._watched[fd]
-                if handover:
-                    self._drop_results(slot)
+                if fd not in self._watched:
+                    self._poll.unregister(fd)
+                    deadline = time.monotonic() + limit
+                elif handover:
+                    self._drop_results(self._watched[fd])
                 else:
-                    self._read_results(slot)
+                    self._read_results(self._watched[fd])
+            self._take_back()
         self._pool.kill()
 
     def _drop_results(self, slot: Slot) -> None:
@@ -255,8 +270,7 @@ class SchedulerProcess:
             while self._pool.receive(slot, time.monotonic()) is not None:
                 pass  # it stands in the queue file
         except EOFError:
-            self._pool.bury(slot, time.monotonic())
-            self._watch_channels()
+            self._bury(slot, "died")
 
 
 def run_scheduler(runtime: Runtime, spool: Spool, signals: Signals) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from mtad import log
 from mtad.outcome import Attempt
+from mtad.progress import REPORT, Reported
 from mtad.scheduler.active import ActiveMessage
 from mtad.spool.queues import Queue
 
 
 class LogEvents:
-    """Satisfies `mtad.scheduler.scheduler.Events`."""
+    """Satisfies `mtad.scheduler.events.Events`."""
 
     def active(self, message: ActiveMessage) -> None:
         """A message was taken in hand."""
@@ -19,23 +20,33 @@ class LogEvents:
         """A message is done."""
         log.removed(queue_id)
 
+    def expired(self, message: ActiveMessage) -> None:
+        """The life of a message is over; a report follows."""
+        log.expired(message.id, message.envelope.sender)
+
     def deferred(self, message: ActiveMessage, attempt: Attempt) -> None:
         """Recipients were deferred without a delivery."""
         for index, outcome in attempt.outcomes:
             recipient = message.envelope.recipients[index].address
             log.delivery(message.envelope, recipient, attempt, outcome, message.claimed)
 
-    def reported(self, message: ActiveMessage, report: str) -> None:
+    def reported(self, message: ActiveMessage, reported: Reported) -> None:
         """The sender, or postmaster, was told."""
-        log.bounced(message.envelope.id, report, "sender" if message.envelope.sender else "postmaster")
+        if reported.report:
+            log.notified(message.id, reported.report, "sender" if message.envelope.sender else "postmaster", reported.kind)
+        else:
+            log.info("no notification: the sender did not want one", message.id)
 
     def in_doubt(self, queue_id: str, recipient: str, host: str) -> None:
         """A recipient may already have the message, and will get it (again)."""
+        if host == REPORT:
+            log.warning(f"in doubt: its sender may have been told about <{recipient}> before; telling again", queue_id)
+            return
         log.warning(f"in doubt: {host} may have taken this message for <{recipient}> before; delivering it again", queue_id)
 
     def damaged(self, queue_id: str, queue: Queue, why: str) -> None:
         """A file went to corrupt/."""
-        log.warning(f"damaged: moved from {queue.value} to corrupt: {why}", queue_id)
+        log.warning(_writable(f"damaged: moved from {queue.value} to corrupt: {why}"), _writable(queue_id))
 
     def held(self, queue_id: str, why: str) -> None:
         """A message waits for a human."""
@@ -47,4 +58,11 @@ class LogEvents:
 
     def warning(self, text: str) -> None:
         """Something odd."""
-        log.warning(text)
+        log.warning(_writable(text))
+
+
+def _writable(text: str) -> str:
+    """A text with file names in it, as a log can have it: they may be control characters, and octets that are no UTF-8."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

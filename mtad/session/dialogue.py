@@ -2,173 +2,85 @@
 
 What it is for: it drives `mtad.smtp.server` and `mtad.session.commands` and streams content into a queue entry. The world
 (ids, clock, spool, log) is handed in, so that the whole receiving half runs in a test without a socket, and a listener has
-nothing to do but to move octets and to watch deadlines.
+nothing to do but to move octets, to shake hands and to watch deadlines.
 
-How to use it: send `greeting`; for all that is received send what `receive` returns; close when `closing`. At a deadline or
-a stop send what `end` returns and close. When the client is gone, or anything raised, call `lost`; it is always safe.
+How to use it: send `greeting`, or `spoke_early` when the client did not wait for it; for all that is received send what
+`receive` returns, after ``pause`` seconds; close when `closing`. When `wants_tls` after that, shake hands, and call
+`secured`; where TLS comes first, call it before the greeting. At a deadline or a stop send what `end` returns and close.
+When the client is gone, or anything raised, call `lost`; it is always safe.
 
 Invariants: ``250`` after content is returned only after `Entry.commit` returned. Replies come in the order of the commands,
-and are the same however the octets were cut. An entry is committed or discarded, once, on every way out. After a refusal
-the content is read on to its end, and memory does not grow with it.
+and, unless the client sent ahead where it must not, are the same however the octets were cut. An entry is committed or
+discarded, once, on every way out. After a refusal the content is read on to its end, and memory does not grow with it.
+Nothing that came before a handshake is looked at after it.
 
 Errors: an `OSError` of the spool is a reply, 452 4.3.1 when the disk or a quota is full and else 451 4.3.0, never a
-``250``: to DATA when the entry cannot be made, else to the end of the content. Everything else that the world's objects
-raise goes through; the listener logs it and ends the session.
+``250``: to DATA when the entry cannot be made, else to the end of the content or of the chunk. Everything else that the
+world's objects raise goes through; the listener logs it and ends the session.
 
-Standards: RFC 5321 sections 3.3, 4.1.1.4, 4.2.5, 6.1 (responsibility), 6.3 (loops).
+Standards: RFC 5321 sections 3.3, 4.1.1.4; RFC 3030 section 2; RFC 3207 section 4; RFC 4954 section 4; RFC 6409 section 8.
 """
 
 from __future__ import annotations
 
-import errno
-from typing import Final, Protocol
+import time
+from email.utils import formatdate
+from typing import Final
 
-from mtad.envelope import Envelope, Recipient
+from mtad.address import Address
+from mtad.envelope import Envelope
 from mtad.errors import SyntaxFault
 from mtad.reply import Reply, reply
-from mtad.session.commands import TOO_BIG, dispatch, settle_account
-from mtad.session.state import Client, Session, Site, open_session
+from mtad.session import auth
+from mtad.session.commands import COMMANDS, cut_off, dispatch, out_of_step, settle_account
+from mtad.session.intake import Intake, storage_failure
+from mtad.session.state import Client, Site, TlsFacts, open_session, secured_session
+from mtad.session.submission import SubmittedHeader
 from mtad.session.trace import received_field
+from mtad.session.world import Observer, Services
 from mtad.smtp.grammar import Command, parse_rcpt
-from mtad.smtp.server import CommandReceived, ContentEnded, ContentReceived, Event, LineRefused, ServerProtocol
-from mtad.smtp.wire import HeaderScanner
+from mtad.smtp.server import (
+    ChunkEnded,
+    CommandReceived,
+    ContentEnded,
+    ContentReceived,
+    Event,
+    LineRefused,
+    ResponseReceived,
+    ResponseRefused,
+    ServerProtocol,
+)
+from mtad.smtp.wire import LineEnds
 
-#: Received: fields above which a message is taken to be in a loop. RFC 5321 section 6.3 says "normally at least 100"; this
-#: is Postfix's hopcount_limit, which mail has lived with for decades.
-HOP_LIMIT: Final = 50
-
-_LOOP: Final = reply(554, "5.4.6", "Error: too many hops")
-_BARE: Final = reply(550, "5.5.2", "Error: bare CR or LF in message")
-_TROUBLE: Final = reply(451, "4.3.0", "Error: queue file write error")
-_FULL: Final = reply(452, "4.3.1", "Error: insufficient system storage")
-
-
-class Entry(Protocol):
-    """A message on its way into the spool."""
-
-    def write(self, data: bytes, /) -> None:
-        """Append content; may raise `OSError`."""
-
-    def commit(self) -> None:
-        """Make it durable: when this returns, the message is ours. May raise `OSError`; then it is not."""
-
-    def discard(self) -> None:
-        """Forget it; also after an `OSError` of the others."""
-
-
-class Services(Protocol):
-    """The world, as far as a dialogue needs it. One object may serve many dialogues in many threads."""
-
-    def new_queue_id(self) -> str:
-        """A queue id that nobody else has."""
-
-    def now(self) -> float:
-        """Seconds since the epoch."""
-
-    def enter(self, envelope: Envelope, /) -> Entry:
-        """Begin a new message; may raise `OSError`."""
-
-
-class Observer(Protocol):
-    """Who is told what happened, for log and metrics. What is handed over holds no control characters."""
-
-    def refused(self, session: Session, command: str, answer: Reply, /) -> None:
-        """A command got a 4yz or 5yz; "" stands for a line that was none."""
-
-    def rejected(self, session: Session, recipient: str, answer: Reply, /) -> None:
-        """A recipient got a 4yz or 5yz; it is a mailbox, or the argument as it came when it was none."""
-
-    def accepted(self, session: Session, envelope: Envelope, size: int, message_id: str, /) -> None:
-        """A message is ours; ``size`` in octets as the client sent it, ``message_id`` the header field, or ""."""
-
-    def discarded(self, session: Session, envelope: Envelope, size: int, answer: Reply, /) -> None:
-        """A message was refused at its end."""
-
-    def lost(self, session: Session, where: str, why: str, /) -> None:
-        """The session ended without QUIT: after which command, and how (``lost connection``, ``timeout``)."""
-
-
-class _Intake:
-    """The content of one message while it streams in. Knows nothing of framing: BDAT would use it as DATA does."""
-
-    __slots__ = ("_entry", "_failure", "_header", "_limit", "envelope", "size")
-
-    def __init__(self, envelope: Envelope, entry: Entry, limit: int) -> None:
-        self.envelope = envelope
-        self.size = 0
-        self._entry: Entry | None = entry
-        self._limit = limit
-        self._header = HeaderScanner()
-        self._failure: Reply | None = None
-
-    @property
-    def message_id(self) -> str:
-        text = self._header.message_id.decode("ascii", "replace")
-        return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
-
-    def write(self, content: bytes) -> None:
-        self.size += len(content)
-        self._header.feed(content)
-        if self._entry is None:
-            return
-        if self.size > self._limit or self._header.received > HOP_LIMIT:
-            self.drop()
-            return
-        try:
-            self._entry.write(content)
-        except OSError as error:
-            self._failure = storage_failure(error)
-            self.drop()
-
-    def finish(self, bare: bool) -> Reply | None:
-        """Make the message durable; returns why not, or None when it is ours.
-
-        The reasons stand in an order of their own, not in that of their discovery, which hangs on how octets were cut.
-        """
-        refusal = self._failure
-        if self.size > self._limit:
-            refusal = TOO_BIG
-        elif self._header.received > HOP_LIMIT:
-            refusal = _LOOP
-        elif bare:
-            refusal = _BARE
-        if refusal is None and self._entry is not None:
-            try:
-                self._entry.commit()
-            except OSError as error:
-                refusal = storage_failure(error)
-            else:
-                self._entry = None
-                return None
-        self.drop()
-        return refusal
-
-    def drop(self) -> None:
-        """Discard the entry, unless it is committed or gone already."""
-        entry, self._entry = self._entry, None
-        if entry is not None:
-            try:
-                entry.discard()
-            except OSError:
-                pass  # what stays behind was never committed and is swept at the next start
-
-
-def storage_failure(error: OSError) -> Reply:
-    """What the client is told when the spool failed: 452 4.3.1 for want of space, else 451 4.3.0."""
-    return _FULL if error.errno in {errno.ENOSPC, errno.EDQUOT} else _TROUBLE
+#: The first octet of a TLS record with a handshake in it (RFC 8446 section 5.1); no command begins so.
+_HANDSHAKE: Final = b"\x16"
 
 
 class Dialogue:
     """The dialogue with one client, from greeting to goodbye."""
 
-    __slots__ = ("_intake", "_observer", "_over", "_protocol", "_services", "session")
+    __slots__ = (
+        "_answer",
+        "_fresh",
+        "_intake",
+        "_observer",
+        "_over",
+        "_protocol",
+        "_services",
+        "session",
+        "wants_tls",
+    )
 
     def __init__(self, site: Site, client: Client, services: Services, observer: Observer) -> None:
         self.session = open_session(site, client)
+        self.wants_tls = False
+        """Whether the next octets are the client's side of a handshake."""
         self._services = services
         self._observer = observer
         self._protocol = ServerProtocol()
-        self._intake: _Intake | None = None
+        self._intake: Intake | None = None
+        self._answer: Reply | None = None
+        self._fresh = True
         self._over = False
 
     @property
@@ -177,32 +89,61 @@ class Dialogue:
         return self.session.closing
 
     @property
+    def pause(self) -> float:
+        """Seconds to wait before what was returned last is sent: wrong passwords are slow."""
+        return self.session.pause
+
+    @property
     def in_content(self) -> bool:
         """Whether content is being received: another deadline holds."""
-        return self._intake is not None
+        return self._protocol.in_content
 
     @property
     def waiting(self) -> bool:
         """Whether no transaction is under way: at a stop the session may be ended."""
-        return self.session.transaction is None and self._intake is None
+        return self.session.transaction is None and not self._protocol.in_content
 
     def greeting(self) -> bytes:
         """What the server says first (RFC 5321 section 4.2: host name first)."""
         return reply(220, "", f"{self.session.site.hostname} ESMTP mtad").encode()
 
+    def spoke_early(self) -> bytes:
+        """What the server says first to a client that did not wait for it: goodbye, if the client is a stranger to us."""
+        session = self.session
+        if session.known or not session.site.strict_order:
+            return self.greeting()
+        answer = reply(554, "5.5.0", f"{session.site.hostname} Error: you spoke before the greeting")
+        session.bad += 1
+        self._observer.refused(session, "CONNECT", answer)
+        self._finish()
+        return answer.encode()
+
+    def secured(self, tls: TlsFacts) -> None:
+        """The handshake is done: everything begins anew (RFC 3207 section 4.2)."""
+        self._drop()
+        self.session = secured_session(self.session, tls)
+        self._protocol = ServerProtocol()
+        self._fresh = True
+        self.wants_tls = False
+
     def receive(self, data: bytes) -> bytes:
         """Take what the client sent, cut anywhere, and return the replies to all that is complete; may be empty."""
-        protocol, session = self._protocol, self.session
+        protocol = self._protocol
+        self.session.pause = 0.0
         protocol.receive(data)
         answers: list[bytes] = []
-        while not session.closing:
+        if self._fresh and data:
+            self._fresh = False
+            if data.startswith(_HANDSHAKE):
+                answers.append(self._out_of_step("").encode())
+        while not self.session.closing and not self.wants_tls:
             event = protocol.next_event()
             if event is None:
                 break
             answer = self._handle(event)
             if answer is not None:
                 answers.append(answer.encode())
-        if session.closing:
+        if self.session.closing:
             self._finish()
         return b"".join(answers)
 
@@ -225,42 +166,102 @@ class Dialogue:
     def _finish(self) -> None:
         self._over = True
         self.session.closing = True
+        self._drop()
+
+    def _drop(self) -> None:
         intake, self._intake = self._intake, None
         if intake is not None:
             intake.drop()
 
     def _handle(self, event: Event) -> Reply | None:
-        if isinstance(event, CommandReceived):
-            return self._command(event.command)
-        if isinstance(event, LineRefused):
-            answer = settle_account(self.session, reply(500, "5.5.2", f"Error: {event.why}"))
-            self._observer.refused(self.session, "", answer)
-            return answer
-        assert self._intake is not None
-        if isinstance(event, ContentReceived):
-            self._intake.write(event.content)
-            return None
-        return self._end_of_content(self._intake, event)
+        match event:
+            case ContentReceived(content=content):
+                if self._intake is not None:
+                    self._intake.write(content)
+                return None
+            case CommandReceived(command=command):
+                return self._command(command)
+            case ContentEnded(bare=bare):
+                assert self._intake is not None
+                return self._end_of_message(self._intake.finish(bare), "DATA")
+            case ChunkEnded(last=last):
+                return self._end_of_chunk(last)
+            case LineRefused(why=why):
+                answer = settle_account(self.session, reply(500, "5.5.2", f"Error: {why}"))
+                self.session.tally("UNKNOWN", False)
+                self._observer.refused(self.session, "", answer)
+                return answer
+            case ResponseReceived() | ResponseRefused():
+                return self._response(event)
 
-    def _command(self, command: Command) -> Reply:
-        answer = dispatch(self.session, command)
+    def _command(self, command: Command) -> Reply | None:
+        session = self.session
+        answer = dispatch(session, command, self._protocol.ahead)
+        if session.transaction is None:
+            self._drop()
+        if session.chunk is not None and not session.closing:
+            self._begin_chunk(command, answer)
+            return None
         if answer.code == 354:
-            answer = self._begin_content() or answer
+            answer = self._open_intake() or answer
+        if answer.code == 354:
+            self._protocol.start_content()
+        elif answer.code == 334:
+            self._protocol.expect_response()
+        else:
+            session.tally(session.last_verb, answer.positive)
         if not answer.positive:
             self._report(command, answer)
+        self.wants_tls = answer.code == 220
+        return answer
+
+    def _out_of_step(self, command: str) -> Reply:
+        answer = cut_off(self.session)
+        self._observer.refused(self.session, command, answer)
         return answer
 
     def _report(self, command: Command, answer: Reply) -> None:
-        if command.verb != "RCPT" or self.session.transaction is None:
-            self._observer.refused(self.session, f"{command.verb} {command.argument}".rstrip(), answer)
+        session = self.session
+        row = COMMANDS.get(command.verb)
+        if row is None and session.mechanism:
+            # After AUTH a line that is no command may well be the password that somebody still owes us.
+            self._observer.refused(session, "UNKNOWN", answer)
+            return
+        if row is not None and row.secret:
+            self._observer.refused(session, f"{command.verb} {session.mechanism}".rstrip(), answer)
+            return
+        if command.verb != "RCPT" or session.transaction is None:
+            self._observer.refused(session, f"{command.verb} {command.argument}".rstrip(), answer)
             return
         try:
             recipient = str(parse_rcpt(command.argument).address)
         except SyntaxFault:
             recipient = command.argument
-        self._observer.rejected(self.session, recipient, answer)
+        self._observer.rejected(session, recipient, answer)
 
-    def _begin_content(self) -> Reply | None:
+    # -- AUTH ---------------------------------------------------------------------------------------------------------
+
+    def _response(self, event: ResponseReceived | ResponseRefused) -> Reply:
+        session = self.session
+        if isinstance(event, ResponseRefused):  # what is ahead may be the rest of that line
+            answer = auth.refuse(session, event.fault)
+        elif self._protocol.ahead and out_of_step(session):
+            session.exchange = None
+            return self._out_of_step(f"AUTH {session.mechanism}")
+        else:
+            answer = auth.respond(session, event.line)
+        if answer.code == 334:
+            self._protocol.expect_response()
+            return answer
+        answer = settle_account(session, answer)
+        session.tally("AUTH", answer.positive)
+        if not answer.positive:
+            self._observer.refused(session, f"AUTH {session.mechanism}", answer)
+        return answer
+
+    # -- content ------------------------------------------------------------------------------------------------------
+
+    def _open_intake(self) -> Reply | None:
         """Open the queue entry; a spool that cannot take the message says so before it comes."""
         session, services = self.session, self._services
         transaction = session.transaction
@@ -269,30 +270,96 @@ class Dialogue:
             id=services.new_queue_id(),
             arrival=services.now(),
             sender=str(transaction.sender),
-            recipients=tuple(Recipient(address) for address in transaction.recipients.values()),
+            recipients=tuple(transaction.recipients.values()),
             client=str(session.client),
             helo=session.helo,
             protocol=session.protocol,
+            login=session.login,
+            body=transaction.body,
+            smtputf8=transaction.smtputf8,
+            ret=transaction.ret,
+            envid=transaction.envid,
         )
         try:
             entry = services.enter(envelope)
         except OSError as error:
             return storage_failure(error)
-        intake = _Intake(envelope, entry, session.site.limits.message_size)
+        mends = session.known and session.site.bare_line_ends == "normalize"
+        watched = transaction.body != "binarymime" and (transaction.chunks or mends)
+        intake = Intake(
+            envelope,
+            entry,
+            session.site.limits.message_size,
+            ends=LineEnds(mend=mends) if watched else None,
+            mends=mends,
+            submitted=self._submitted(envelope) if session.login else None,
+        )
         try:
-            entry.write(received_field(session, envelope))
+            intake.trace(received_field(session, envelope))
         except OSError as error:
             intake.drop()
             return storage_failure(error)
         self._intake = intake
-        self._protocol.start_content()
         return None
 
-    def _end_of_content(self, intake: _Intake, event: ContentEnded) -> Reply:
+    def _submitted(self, envelope: Envelope) -> SubmittedHeader:
+        site, login = self.session.site, self.session.login
+
+        def owns(address: Address) -> bool:
+            return site.policy.owns(login, address)
+
+        if site.policy.service != "submission":
+            return SubmittedHeader(owns)
+        when = time.strftime("%Y%m%d%H%M%S", time.gmtime(envelope.arrival))
+        date = formatdate(int(envelope.arrival), localtime=True)
+        return SubmittedHeader(owns, date, f"<{when}.{envelope.id}@{site.hostname}>")
+
+    def _begin_chunk(self, command: Command, answer: Reply) -> None:
+        """What follows BDAT is read whatever became of it; the reply comes after it (RFC 3030 section 2)."""
         session = self.session
-        refusal = intake.finish(event.bare)
+        chunk, transaction = session.chunk, session.transaction
+        assert chunk is not None
+        if not answer.positive:
+            self._report(command, answer)
+        elif transaction is not None and self._intake is None and transaction.failure is None:
+            transaction.failure = self._open_intake()
+            if transaction.failure is not None:
+                self._report(command, transaction.failure)
+        self._answer = answer
+        self._protocol.start_chunk(chunk.octets, chunk.last)
+
+    def _end_of_chunk(self, last: bool) -> Reply:
+        session, intake, answer = self.session, self._intake, self._answer
+        transaction, chunk = session.transaction, session.chunk
+        assert answer is not None
+        assert chunk is not None
+        if not answer.positive or transaction is None:  # refused before it came, and counted then
+            session.tally("BDAT", False)
+            return answer
+        if intake is not None and transaction.failure is None:
+            if last:
+                return self._end_of_message(intake.finish(), "BDAT")
+            transaction.failure = intake.refusal
+        if transaction.failure is None:
+            answer = reply(250, "2.0.0", f"Ok: {chunk.octets} octets received")
+            answer = settle_account(session, answer, junk=not chunk.octets)
+        else:
+            answer = settle_account(session, transaction.failure)
+            if intake is not None:
+                self._observer.discarded(session, intake.envelope, intake.size, answer)
+                self._drop()
+            if last:
+                session.transaction = None
+        session.tally("BDAT", answer.positive)
+        return answer
+
+    def _end_of_message(self, refusal: Reply | None, verb: str) -> Reply:
+        """All content is here, and ``refusal`` is what became of it."""
+        session, intake = self.session, self._intake
+        assert intake is not None
         self._intake = None
         if refusal is not None:
+            intake.drop()
             answer = settle_account(session, refusal)
             self._observer.discarded(session, intake.envelope, intake.size, answer)
         else:
@@ -300,5 +367,6 @@ class Dialogue:
             session.junk = 0
             session.bad_in_a_row = 0
             self._observer.accepted(session, intake.envelope, intake.size, intake.message_id)
+        session.tally(verb, answer.positive)
         session.transaction = None
         return answer

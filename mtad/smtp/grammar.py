@@ -3,8 +3,13 @@
 What it is for: the one place that knows how a command line, a path, a mailbox and a parameter are written. It knows nothing
 of sessions or of policy: a well-formed address may still be refused.
 
-Invariants: nothing that leaves this module holds a control character, a line end or an octet above 126. Each expression
-matches in time linear in the line. An `Address` that was parsed here is parsed to an equal one from its text form.
+Invariants: nothing that leaves this module holds a control character, a line end or anything else that does not print;
+what is beyond US-ASCII is well-formed UTF-8, and stands in paths and parameters only. Each expression matches in time
+linear in the line. An `Address` that was parsed here is parsed to an equal one from its text form.
+
+A domain in another script (U-labels, RFC 5890) leaves this module as A-labels: they name the same domain, and so nothing
+behind it has to compare the two. A local part stays as it is. Characters without a shape of their own, such as joiners and
+marks of direction, are refused in addresses: a log or a reply that shows them lies.
 
 Errors: `SyntaxFault` for every breach of the grammar; its subclass `BadAddress` when it is the address that is wrong and
 not the command around it, because the standards want another status there. The text says what was expected and quotes
@@ -15,7 +20,8 @@ spaces after ``FROM:`` and ``TO:``, and paths without angle brackets (typed by h
 5321 section 4.1.1 asks for it); underscores in the name after HELO (names of Windows machines; the name is only recorded);
 address literals in a source route, which is dropped whatever it says.
 
-Standards: RFC 5321 sections 2.4, 4.1.1 to 4.1.3, 4.5.3.1; RFC 5322 section 3.2.3 (atext).
+Standards: RFC 5321 sections 2.4, 4.1.1 to 4.1.3, 4.5.3.1; RFC 5322 section 3.2.3 (atext); RFC 6531 section 3.3 (SMTPUTF8);
+RFC 5891 (IDNA).
 """
 
 # ruff: noqa: ERA001 - ABNF reads like commented-out code
@@ -26,6 +32,7 @@ import ipaddress
 import re
 from typing import Final
 
+import idna
 import msgspec
 
 from mtad.address import NULL, Address
@@ -40,16 +47,19 @@ MAX_PATH: Final = 256
 #: Octets of one label of a domain, RFC 1035 section 2.3.4.
 MAX_LABEL: Final = 63
 
+# UTF8-non-ascii of RFC 6532, less the C1 controls and the no-break space; what does not print is sorted out afterwards
+_UTF8 = "\u00a1-\U0010ffff"
+
 # Dot-string     = Atom *("." Atom)
-# Atom           = 1*atext
-_ATOM = r"[A-Za-z0-9!#$%&'*+\-/=?^_`{|}~]+"
+# Atom           = 1*atext                                atext =/ UTF8-non-ascii (RFC 6531 section 3.3)
+_ATOM = rf"[A-Za-z0-9!#$%&'*+\-/=?^_`{{|}}~{_UTF8}]+"
 _DOT_STRING = rf"{_ATOM}(?:\.{_ATOM})*"
 
 # Quoted-string  = DQUOTE *QcontentSMTP DQUOTE
 # QcontentSMTP   = qtextSMTP / quoted-pairSMTP
 # quoted-pairSMTP = %d92 %d32-126
-# qtextSMTP      = %d32-33 / %d35-91 / %d93-126
-_QUOTED_STRING = r'"(?:[ !#-\[\]-~]|\\[ -~])*"'
+# qtextSMTP      = %d32-33 / %d35-91 / %d93-126           qtextSMTP =/ UTF8-non-ascii
+_QUOTED_STRING = rf'"(?:[ !#-\[\]-~{_UTF8}]|\\[ -~])*"'
 
 # Local-part     = Dot-string / Quoted-string
 _LOCAL_PART = rf"{_DOT_STRING}|{_QUOTED_STRING}"
@@ -59,17 +69,19 @@ _LOCAL_PART = rf"{_DOT_STRING}|{_QUOTED_STRING}"
 # Ldh-str        = *( ALPHA / DIGIT / "-" ) Let-dig
 _SUB_DOMAIN = r"[A-Za-z0-9]+(?:-+[A-Za-z0-9]+)*"
 _DOMAIN = rf"{_SUB_DOMAIN}(?:\.{_SUB_DOMAIN})*"
+# sub-domain     =/ U-label
+_U_DOMAIN = _DOMAIN.replace("A-Za-z0-9", f"A-Za-z0-9{_UTF8}")
 
 # address-literal = "[" ( IPv4-address-literal / IPv6-address-literal / General-address-literal ) "]"
 # The general form has no registered tag; what stands between the brackets is judged by the ipaddress module.
 _LITERAL = r"\[[A-Za-z0-9:.]+\]"
 
 # Mailbox        = Local-part "@" ( Domain / address-literal )
-_MAILBOX = rf"({_LOCAL_PART})@({_DOMAIN}|{_LITERAL})"
+_MAILBOX = rf"({_LOCAL_PART})@({_U_DOMAIN}|{_LITERAL})"
 
 # A-d-l          = At-domain *( "," At-domain )
 # At-domain      = "@" Domain
-_ROUTE = rf"(?:@(?:{_DOMAIN}|{_LITERAL})(?:,@(?:{_DOMAIN}|{_LITERAL}))*:)?"
+_ROUTE = rf"(?:@(?:{_U_DOMAIN}|{_LITERAL})(?:,@(?:{_U_DOMAIN}|{_LITERAL}))*:)?"
 
 # Path           = "<" [ A-d-l ":" ] Mailbox ">"           and the path that people type, without brackets
 # mail           = "MAIL FROM:" Reverse-path [SP Mail-parameters]
@@ -80,7 +92,7 @@ _PARAMETERS = r"(?: +(?P<parameters>.*))?"
 # Reverse-path   = Path / "<>"
 _REVERSE_PATH: Final = re.compile(rf"(?:{_PATH}|<>){_PARAMETERS}")
 # Forward-path   = "<Postmaster>" / Path
-_FORWARD_PATH: Final = re.compile(rf"(?:{_PATH}|<(?i:postmaster)>|(?i:postmaster)){_PARAMETERS}")
+_FORWARD_PATH: Final = re.compile(rf"(?:{_PATH}|<(?ai:postmaster)>|(?ai:postmaster)){_PARAMETERS}")
 
 _MAILBOX_ALONE: Final = re.compile(_MAILBOX)
 _DOMAIN_ALONE: Final = re.compile(_DOMAIN)
@@ -89,11 +101,11 @@ _DOMAIN_ALONE: Final = re.compile(_DOMAIN)
 _HELO: Final = re.compile(rf"{_DOMAIN.replace('A-Za-z', 'A-Za-z_')}|{_LITERAL}")
 
 # esmtp-keyword  = (ALPHA / DIGIT) *(ALPHA / DIGIT / "-")
-# esmtp-value    = 1*(%d33-60 / %d62-126)
-_PARAMETER: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~]+))?")
+# esmtp-value    = 1*(%d33-60 / %d62-126)                 esmtp-value =/ UTF8-non-ascii
+_PARAMETER: Final = re.compile(rf"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~{_UTF8}]+))?")
 
-# A command is a verb and what follows it; printable US-ASCII only, since SMTPUTF8 (RFC 6531) is not offered.
-_COMMAND: Final = re.compile(rb"([!-~]+)(?: +([ -~]*))?")
+# A command is a verb and what follows it; whether that may be more than US-ASCII depends on the verb.
+_COMMAND: Final = re.compile(rb"([!-~]+)(?: +([ -~\x80-\xff]*))?")
 
 _QUOTED_PAIR: Final = re.compile(r"\\(.)")
 
@@ -110,10 +122,14 @@ class Command(msgspec.Struct, frozen=True):
 
 
 class PathArgument(msgspec.Struct, frozen=True):
-    """The argument of MAIL or RCPT: an address and the parameters, keywords in upper case, "" for those without a value."""
+    """The argument of MAIL or RCPT: an address and the parameters, keywords in upper case, "" for those without a value.
+
+    ``utf8`` is True when it was written with more than US-ASCII, which takes SMTPUTF8 (RFC 6531 section 3.4).
+    """
 
     address: Address
     parameters: dict[str, str]
+    utf8: bool = False
 
 
 def parse_command(line: bytes) -> Command:
@@ -123,21 +139,30 @@ def parse_command(line: bytes) -> Command:
         line: the line without its CRLF.
 
     Raises:
-        SyntaxFault: there is no verb at its start, or it holds something else than printable US-ASCII.
+        SyntaxFault: there is no verb at its start, or it holds something else than what prints, in UTF-8.
     """
     match = _COMMAND.fullmatch(line.rstrip(b" \t"))
     if match is None:
         raise SyntaxFault(_why_no_command(line))
     verb, argument = match.groups(b"")
-    return Command(verb.decode("ascii").upper(), argument.decode("ascii"))
+    return Command(verb.decode("ascii").upper(), argument.decode("ascii") if argument.isascii() else _utf8(argument))
+
+
+def _utf8(octets: bytes) -> str:
+    """Text of more than US-ASCII; the strict decoder refuses overlong forms and surrogates (RFC 3629 section 3)."""
+    try:
+        text = octets.decode("utf-8")
+    except UnicodeDecodeError:
+        raise SyntaxFault("8-bit character in command that is not UTF-8") from None
+    if not text.isprintable():
+        raise SyntaxFault("character in command that does not print")
+    return text
 
 
 def _why_no_command(line: bytes) -> str:
-    if not line.isascii():
-        return "8-bit character in command, SMTPUTF8 is not offered"
     if any(octet < 32 or octet == 127 for octet in line):
         return "control character in command"
-    return "expected a command"
+    return "expected a command" if line.isascii() else "8-bit character in command"
 
 
 def parse_mail(argument: str) -> PathArgument:
@@ -171,12 +196,14 @@ def _parse_path(argument: str, word: str, pattern: re.Pattern[str], bare: Addres
     local = match[1] or match[3]
     address = bare if local is None else _address(local, match[2] or match[4])
     parameters = match["parameters"]
-    return PathArgument(address, _parse_parameters(parameters) if parameters else {})
+    return PathArgument(address, _parse_parameters(parameters) if parameters else {}, not argument.isascii())
 
 
 def _parse_parameters(text: str) -> dict[str, str]:
     parameters: dict[str, str] = {}
-    for word in text.split():
+    for word in text.split(" "):
+        if not word:
+            continue
         match = _PARAMETER.fullmatch(word)
         if match is None:
             raise SyntaxFault("expected keyword or keyword=value after the address")
@@ -191,7 +218,7 @@ def parse_mailbox(text: str) -> Address:
     """Parse ``user@domain`` alone, as it stands in envelopes and in files.
 
     Raises:
-        BadAddress: it is not a mailbox of RFC 5321 section 4.1.2, or too long.
+        BadAddress: it is not a mailbox of RFC 5321 section 4.1.2 and RFC 6531 section 3.3, or too long.
     """
     match = _MAILBOX_ALONE.fullmatch(text)
     if match is None:
@@ -200,9 +227,17 @@ def parse_mailbox(text: str) -> Address:
 
 
 def _address(local: str, domain: str) -> Address:
-    if len(local) > MAX_LOCAL:
+    if not domain.isascii():
+        domain = _a_labels(domain)
+    if local.isascii():
+        octets = len(local)
+    elif local.isprintable():
+        octets = len(local.encode("utf-8"))
+    else:
+        raise BadAddress("character in local part that does not print")
+    if octets > MAX_LOCAL:
         raise BadAddress(f"local part longer than {MAX_LOCAL} octets")
-    if len(local) + len(domain) + 3 > MAX_PATH:
+    if octets + len(domain) + 3 > MAX_PATH:
         raise BadAddress(f"path longer than {MAX_PATH} octets")
     domain = _literal(domain) if domain[0] == "[" else _bounded(domain).lower()
     if local[0] == '"':
@@ -217,6 +252,19 @@ def _bounded(domain: str) -> str:
     if len(domain) > MAX_LABEL and max(map(len, domain.split("."))) > MAX_LABEL:
         raise BadAddress(f"label of domain longer than {MAX_LABEL} octets")
     return domain
+
+
+def _a_labels(domain: str) -> str:
+    """A domain in another script as the DNS has it. Case and width are mapped as people expect it (UTS 46)."""
+    if len(domain) > MAX_DOMAIN:
+        raise BadAddress(f"domain longer than {MAX_DOMAIN} octets")
+    try:
+        ascii_form = idna.encode(domain, uts46=True, std3_rules=True).decode("ascii")
+    except (UnicodeError, ValueError):
+        raise BadAddress("expected a domain") from None
+    if _DOMAIN_ALONE.fullmatch(ascii_form) is None:
+        raise BadAddress("expected a domain")
+    return ascii_form
 
 
 def _literal(text: str) -> str:

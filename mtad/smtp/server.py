@@ -1,28 +1,35 @@
 """The server's side of SMTP as a machine without I/O: octets in, events out.
 
-What it is for: it keeps order between the two framings of a connection, command lines and content. It knows no command and
-no policy; whoever drives it decides what a command means and says when content follows.
+What it is for: it keeps order between the framings of a connection: command lines, content up to its dot (DATA), chunks of
+known length (BDAT), and the responses of an AUTH exchange. It knows no command and no policy; whoever drives it decides
+what a command means and says what follows.
 
 How to use it: `ServerProtocol.receive` takes what the network gave, `next_event` is called until it returns None, and each
-`CommandReceived` is answered before the next event is asked for, because its answer decides how the following octets are
-framed: `start_content` after a 354.
+event is answered before the next one is asked for, because its answer decides how the following octets are framed:
+`start_content` after a 354, `start_chunk` for a BDAT, `expect_response` after a 334.
 
 Invariants: the events do not depend on how the octets were cut. After `start_content` come `ContentReceived` events in any
-number and one `ContentEnded`; everything after that is commands again. Octets that a client sends ahead of a reply wait
-here unread.
+number and one `ContentEnded`; after `start_chunk` the same and one `ChunkEnded`; after `expect_response` one
+`ResponseReceived` or `ResponseRefused`. Everything after that is commands again. Octets that a client sends ahead of a
+reply wait here unread; `ahead` tells that there are some.
 
 Errors: none are raised for anything that a client can send. A line that is no command is `LineRefused`.
 
-Standards: RFC 5321 sections 2.3.8, 3.3, 4.1.1.4; RFC 2920 section 3.2.
+Standards: RFC 5321 sections 2.3.8, 3.3, 4.1.1.4; RFC 2920 section 3.2; RFC 3030 section 2; RFC 4954 section 4.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 import msgspec
 
 from mtad.errors import SyntaxFault
 from mtad.smtp.grammar import Command, parse_command
-from mtad.smtp.wire import DataDecoder, LineBuffer, LineFault
+from mtad.smtp.wire import LINE_LIMIT, DataDecoder, LineBuffer, LineFault
+
+#: Octets of a response without its CRLF; RFC 4954 section 4 counts 12288 with it.
+RESPONSE_LIMIT: Final = 12286
 
 
 class CommandReceived(msgspec.Struct, frozen=True):
@@ -49,22 +56,48 @@ class ContentEnded(msgspec.Struct, frozen=True):
     bare: bool
 
 
-Event = CommandReceived | LineRefused | ContentReceived | ContentEnded
+class ChunkEnded(msgspec.Struct, frozen=True):
+    """All octets of a chunk were received; ``last`` as `ServerProtocol.start_chunk` was told."""
+
+    last: bool
+
+
+class ResponseReceived(msgspec.Struct, frozen=True):
+    """A line of an AUTH exchange, as it came."""
+
+    line: bytes
+
+
+class ResponseRefused(msgspec.Struct, frozen=True):
+    """A line of an AUTH exchange that is none."""
+
+    fault: LineFault
+
+
+Event = CommandReceived | LineRefused | ContentReceived | ContentEnded | ChunkEnded | ResponseReceived | ResponseRefused
 
 
 class ServerProtocol:
     """One connection's octets, in the order in which they were received."""
 
-    __slots__ = ("_decoder", "_lines")
+    __slots__ = ("_decoder", "_last", "_lines", "_owed", "_response")
 
     def __init__(self) -> None:
         self._lines = LineBuffer()
         self._decoder: DataDecoder | None = None
+        self._owed: int | None = None
+        self._last = False
+        self._response = False
 
     @property
     def in_content(self) -> bool:
         """Whether the next octets are content."""
-        return self._decoder is not None
+        return self._decoder is not None or self._owed is not None
+
+    @property
+    def ahead(self) -> bool:
+        """Whether the client has sent more than it was answered."""
+        return self._lines.waiting
 
     def receive(self, data: bytes) -> None:
         """Append what the network gave."""
@@ -74,13 +107,29 @@ class ServerProtocol:
         """What follows is content, up to CRLF.CRLF (the reply to DATA was 354)."""
         self._decoder = DataDecoder()
 
+    def start_chunk(self, octets: int, last: bool) -> None:
+        """What follows are so many octets of content, whatever they look like (BDAT, RFC 3030 section 2)."""
+        self._owed = octets
+        self._last = last
+
+    def expect_response(self) -> None:
+        """The next line is a response and no command (the reply to AUTH was 334)."""
+        self._response = True
+        self._lines.limit = RESPONSE_LIMIT
+
     def next_event(self) -> Event | None:
         """The next event, or None when more octets are needed."""
         if self._decoder is not None:
             return self._next_content(self._decoder)
+        if self._owed is not None:
+            return self._next_of_chunk(self._owed)
         line = self._lines.next_line()
         if line is None:
             return None
+        if self._response:
+            self._response = False
+            self._lines.limit = LINE_LIMIT
+            return ResponseRefused(line) if isinstance(line, LineFault) else ResponseReceived(line)
         if isinstance(line, LineFault):
             return LineRefused(line.value)
         try:
@@ -102,3 +151,13 @@ class ServerProtocol:
                 return None
         self._decoder = None
         return ContentEnded(decoder.bare)
+
+    def _next_of_chunk(self, owed: int) -> Event | None:
+        if not owed:
+            self._owed = None
+            return ChunkEnded(self._last)
+        data = self._lines.take(owed)
+        if not data:
+            return None
+        self._owed = owed - len(data)
+        return ContentReceived(data)

@@ -1,12 +1,13 @@
 """Octets to lines, lines to content: the framing of SMTP in both directions.
 
 What it is for: `LineBuffer` cuts command lines, `DataDecoder` finds the end of a message and takes the dot-stuffing out,
-`dot_stuff` puts it in, `HeaderScanner` looks at a header as it streams by. They know nothing of commands or replies.
+`dot_stuff` puts it in, `LineEnds` looks after line ends where no such framing does (BDAT), `HeaderScanner` looks at a
+header as it streams by. They know nothing of commands or replies.
 
 Invariants: the result never depends on how the octets were cut into chunks. Only CRLF ends a line and only CRLF.CRLF (or
 ``.CRLF`` as the first line) ends a message; there is no second opinion anywhere, since two opinions are what SMTP smuggling
 lives on (CVE-2023-51764 and its kin). What is held back between calls is bounded: a command line's limit in `LineBuffer`,
-4 octets in `DataDecoder`, one in `dot_stuff`, about a kilobyte in `HeaderScanner`.
+4 octets in `DataDecoder`, one in `dot_stuff` and in `LineEnds`, about a kilobyte in `HeaderScanner`.
 
 Errors: a command line that is too long or holds a bare CR or LF is a value, `LineFault`; a bare CR or LF in content is
 `DataDecoder.bare`, and the reader goes on to the true end. Nothing here raises. NUL and other control characters are
@@ -48,9 +49,11 @@ class LineBuffer:
     A line at fault is reported once, as soon as the fault is seen, and skipped up to its CRLF.
     """
 
-    __slots__ = ("_buffer", "_position", "_skipping")
+    __slots__ = ("_buffer", "_position", "_skipping", "limit")
 
     def __init__(self) -> None:
+        self.limit = LINE_LIMIT
+        """Octets of a line without its CRLF; may be set between two lines."""
         self._buffer = b""
         self._position = 0
         self._skipping = False
@@ -68,10 +71,10 @@ class LineBuffer:
         end = buffer.find(b"\n", start)
         if end > start and buffer[end - 1] == 13:
             line = buffer[start : end - 1]
-            if len(line) <= LINE_LIMIT and b"\r" not in line:
+            if len(line) <= self.limit and b"\r" not in line:
                 self._position = end + 1
                 return line
-        elif end < 0 and len(buffer) - start <= LINE_LIMIT and buffer.find(b"\r", start) < 0:
+        elif end < 0 and len(buffer) - start <= self.limit and buffer.find(b"\r", start) < 0:
             return None
         return self._look_closer()
 
@@ -81,12 +84,12 @@ class LineBuffer:
         bare = _BARE.search(rest)
         crlf = rest.find(b"\r\n")
         length = crlf if crlf >= 0 else len(rest) - rest.endswith(b"\r")
-        if bare is not None and bare.start() <= LINE_LIMIT and not 0 <= crlf < bare.start():
+        if bare is not None and bare.start() <= self.limit and not 0 <= crlf < bare.start():
             self._position += bare.end()
             self._skipping = True
             return LineFault.BARE_NEWLINE
-        if length > LINE_LIMIT:
-            self._position += LINE_LIMIT
+        if length > self.limit:
+            self._position += self.limit
             self._skipping = True
             return LineFault.TOO_LONG
         return None
@@ -102,8 +105,17 @@ class LineBuffer:
         self._skipping = False
         return True
 
-    def take(self) -> bytes:
-        """Everything received and not yet returned as a line; the buffer is empty after that."""
+    @property
+    def waiting(self) -> bool:
+        """Whether anything was received that was not yet returned as a line."""
+        return self._position < len(self._buffer)
+
+    def take(self, most: int | None = None) -> bytes:
+        """What was received and not yet returned as a line: all of it, or ``most`` octets of it at most."""
+        if most is not None and most < len(self._buffer) - self._position:
+            taken = self._buffer[self._position : self._position + most]
+            self._position += most
+            return taken
         rest = self._buffer[self._position :]
         self._buffer = b""
         self._position = 0
@@ -155,6 +167,47 @@ class DataDecoder:
             self._started = True
             return body[2:]
         return body
+
+
+class LineEnds:
+    """Line ends of content that has no framing to look after them: watched, and mended when that is wanted.
+
+    After `finish` the content ends with CRLF, unless it is empty: that is what the rest of the house counts on.
+    """
+
+    __slots__ = ("_at_line_start", "_held", "_mend", "bare")
+
+    def __init__(self, *, mend: bool) -> None:
+        """``mend``: a CR or LF on its own becomes CRLF; else it stays."""
+        self._mend = mend
+        self._held = b""
+        self._at_line_start = True
+        self.bare = False
+        """Whether a CR or LF on its own was seen."""
+
+    def feed(self, content: bytes) -> bytes:
+        """Take the next piece, cut anywhere, and return what goes on; one octet may be held back."""
+        piece = self._held + content
+        self._held = b"\r" if piece.endswith(b"\r") else b""
+        if self._held:
+            piece = piece[:-1]
+        if not piece:
+            return b""
+        lines = piece.count(b"\r\n")
+        if piece.count(b"\n") != lines or piece.count(b"\r") != lines:
+            self.bare = True
+            if self._mend:
+                piece = _ANY_LINE_END.sub(b"\r\n", piece)
+        self._at_line_start = piece.endswith(b"\r\n")
+        return piece
+
+    def finish(self) -> bytes:
+        """The end of the content: what is still to be added."""
+        if self._held:
+            self.bare = True
+        elif self._at_line_start:
+            return b""
+        return b"\r\n"
 
 
 def _overlap(data: bytes) -> int:

@@ -106,7 +106,9 @@ class Spool:
         self._directories.clear()
 
     def lock(self, name: str = SCHEDULER_LOCK) -> int:
-        """Become the only holder of a lock of this spool; the descriptor to keep. It goes with the process.
+        """Become the only holder of a lock of this spool; the descriptor to keep.
+
+        It goes with the process, and with the last of its children that was forked since and has not closed it.
 
         Raises:
             SpoolBusy: somebody else is; the text has the process id that they left there.

@@ -18,6 +18,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from types import TracebackType
@@ -47,6 +48,10 @@ class Fault(Enum):
     SILENT = "silent"  # no answer at all
     GARBAGE = "garbage"  # octets that are no DNS message, with the right id
     FORGED = "forged"  # a fine answer with another id
+    QUESTION = "question"  # a fine answer to another question
+    POINTER = "pointer"  # a name that points to itself
+    EMPTY = "empty"  # a record without data
+    TRICKLE = "trickle"  # truncated over UDP; over TCP an octet every 50 ms
     TRUNCATED = "truncated"  # truncated over UDP, and TCP closes without an answer
 
 
@@ -56,11 +61,19 @@ NXDOMAIN: Final = Fault.NXDOMAIN
 SILENT: Final = Fault.SILENT
 GARBAGE: Final = Fault.GARBAGE
 FORGED: Final = Fault.FORGED
+QUESTION: Final = Fault.QUESTION
+POINTER: Final = Fault.POINTER
+EMPTY: Final = Fault.EMPTY
+TRICKLE: Final = Fault.TRICKLE
 TRUNCATED: Final = Fault.TRUNCATED
 
 Records = str | Sequence[str] | Fault
 Entry = Mapping[str, Records] | Fault
 Zones = Mapping[str, Entry]
+
+
+class _Slow(bytes):
+    """An answer that takes its time."""
 
 
 class Question(NamedTuple):
@@ -179,7 +192,12 @@ class DnsServer:
             answer = self._answer(data, "tcp")
             if answer is None:
                 return
-            connection.sendall(struct.pack("!H", len(answer)) + answer)
+            framed = struct.pack("!H", len(answer)) + answer
+            if isinstance(answer, _Slow):
+                for octet in framed:
+                    connection.sendall(bytes((octet,)))
+                    time.sleep(0.05)
+            connection.sendall(framed)
 
     def _answer(self, data: bytes, transport: str) -> bytes | None:
         query = dns.message.from_wire(data)
@@ -206,9 +224,21 @@ class DnsServer:
             return None
         if fault is Fault.GARBAGE:
             return response.to_wire()[:12] + b"\xc0\x0c\xff\xff\xff"
+        if fault is Fault.POINTER:
+            return response.to_wire()[:12] + b"\xc0\x0c\0\x0f\0\1"
+        if fault is Fault.EMPTY:
+            head = bytearray(response.to_wire())[:12]
+            head[7] = 1
+            asked = response.question[0]
+            question = asked.name.to_wire() + struct.pack("!HH", asked.rdtype, 1)  # type: ignore[operator]  # no file
+            return bytes(head[:10]) + b"\0\0" + question + b"\xc0\x0c" + struct.pack("!HHIH", asked.rdtype, 1, TTL, 0)
+        if fault is Fault.TRICKLE and transport == "tcp":
+            return _Slow(response.to_wire())
         if fault is Fault.FORGED:
             response.id ^= 0x5555
-        elif fault is Fault.TRUNCATED:
+        elif fault is Fault.QUESTION:
+            response.question = [dns.rrset.RRset(dns.name.from_text("other.test"), dns.rdataclass.IN, dns.rdatatype.A)]
+        elif fault in {Fault.TRUNCATED, Fault.TRICKLE}:
             response.flags |= dns.flags.TC
         else:
             response.set_rcode(dns.rcode.from_text(fault.name))
@@ -228,6 +258,10 @@ class DnsServer:
                 break
             response.answer.append(dns.rrset.from_text_list(name, self._ttl, "IN", "CNAME", alias))
             name = dns.name.from_text(alias[0])
+        else:
+            if len({one.name for one in response.answer}) == _CHAIN:  # no loop, but too long: a resolver gives up
+                response.answer = []
+                response.set_rcode(dns.rcode.SERVFAIL)
         response.authority.append(dns.rrset.from_text(name, self._ttl, "IN", "SOA", _SOA))
 
     def _find(self, name: str, kind: str) -> Sequence[str] | Fault | None:

@@ -11,7 +11,8 @@ The transport is the real one, and so are the sockets; everything is closed with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import ssl
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 import msgspec
@@ -20,6 +21,7 @@ from mtad.config import Delivery, Duration
 from mtad.delivery.smtp import SmtpTransport
 from mtad.delivery.transport import Task, Transport
 from mtad.envelope import Envelope, Recipient
+from mtad.nexthop import Rules
 from mtad.outcome import Attempt, Outcome
 from mtad.resolver import Resolver
 from mtad.routing import Router
@@ -63,13 +65,23 @@ class Site:
         if settings.pop("short", False):
             settings |= {name: Duration(SHORT) for name in Delivery.__struct_fields__ if name.endswith("_timeout")}
         self.settings = msgspec.structs.replace(self.settings, **settings)
-        router = Router(Resolver([self.dns.address], 1.0), "me.test", port=self.port, next_hop=next_hop)
+        self.settings = msgspec.structs.replace(self.settings, next_hop=next_hop)
+        router = Router(Resolver([self.dns.address], 1.0), "me.test", Rules(self.settings))
         self.transport = SmtpTransport("me.test", self.settings, router)
         self._stack.callback(self.transport.close)
         return self.transport
 
-    def mx(self, address: str, script: Script | None = None) -> Mx:
-        return self._stack.enter_context(Mx(address, self.port, script))
+    def mx(
+        self,
+        address: str = "127.0.0.5",
+        script: Script | None = None,
+        *,
+        tls: ssl.SSLContext | None = None,
+        implicit: bool = False,
+        logins: Mapping[str, str] | None = None,
+    ) -> Mx:
+        mx = Mx(address, self.port, script, tls=tls, implicit=implicit, logins=logins)
+        return self._stack.enter_context(mx)
 
     def domain(self, *hosts: str, name: str = "x.test") -> None:
         """A domain with these MX, best first; a host may have several addresses, separated by blanks."""
@@ -85,16 +97,26 @@ class Site:
             )
 
     def send(
-        self, *recipients: str, body: bytes = BODY, sender: str = "a@me.test", domain: str = "x.test"
+        self,
+        *recipients: str | Recipient,
+        body: bytes = BODY,
+        sender: str = "a@me.test",
+        domain: str = "x.test",
+        declared: str = "",
+        **envelope: object,
     ) -> dict[str, Outcome]:
-        """Deliver one message and return the last outcome of each recipient."""
-        names = recipients or ("b@x.test",)
-        self.attempts = self.deliver(names, body, sender, domain)
+        """Deliver one message and return the last outcome of each recipient.
+
+        ``declared`` is BODY= of the envelope, ``envelope`` more fields of it.
+        """
+        whole = [Recipient(one) if isinstance(one, str) else one for one in recipients or ("b@x.test",)]
+        message = Envelope("Q1", 0.0, sender, tuple(whole))
+        self.attempts = self.deliver(msgspec.structs.replace(message, body=declared, **envelope), body, domain)
+        names = [one.address for one in whole]
         return {names[index]: outcome for attempt in self.attempts for index, outcome in attempt.outcomes}
 
-    def deliver(self, names: Sequence[str], body: bytes, sender: str, domain: str) -> Sequence[Attempt]:
-        envelope = Envelope("Q1", 0.0, sender, tuple(Recipient(name) for name in names))
-        task = Task(envelope, tuple(range(len(names))), domain)
+    def deliver(self, envelope: Envelope, body: bytes, domain: str) -> Sequence[Attempt]:
+        task = Task(envelope, tuple(range(len(envelope.recipients))), domain)
         transport: Transport = self.transport
         return transport.deliver(task, Bytes(body), self.doubt)
 

@@ -45,18 +45,24 @@ class Hang:
 
 
 @dataclass(frozen=True)
+class Stall:
+    """Neither read nor say anything until the exchanger is closed."""
+
+
+@dataclass(frozen=True)
 class Close:
     """Close without a word; ``reset`` with RST instead of FIN."""
 
     reset: bool = False
 
 
-Action = Say | Raw | Hang | Close
+Action = Say | Raw | Hang | Stall | Close
 Actions = Action | Sequence[Action]
 
 OK: Final = Say("250 2.0.0 Ok")
 HANG: Final = Hang()
 CLOSE: Final = Close()
+STALL: Final = Stall()
 RESET: Final = Close(reset=True)
 
 
@@ -73,7 +79,22 @@ class Script:
     dot: Actions | None = None
     rset: Actions | None = None
     quit: Actions | None = None
+    bdat: Actions | None = None
+    """For a chunk that is not the last; that has the reply of ``dot``."""
+    starttls: Actions | None = None
+    handshake: Actions | None = None
+    """Instead of a handshake."""
+    auth: Actions | None = None
+    """Instead of an exchange."""
     extensions: Sequence[str] = DEFAULT_EXTENSIONS
+    tls_extensions: Sequence[str] | None = None
+    """Within TLS; None: the same."""
+    tls_ehlo: Actions | None = None
+    """For EHLO within TLS; None: the same as ``ehlo``."""
+    unknown: frozenset[str] = frozenset()
+    """Verbs that the server has never heard of, whatever it announces."""
+    read_slowly: int | None = None
+    """Octets of content that the server reads every 10 ms; None: as fast as they come."""
     read_content: int | None = None
     """Octets of content after which the server stops reading and does what ``dot`` says; None: it reads to the end."""
 
@@ -92,6 +113,8 @@ class Transaction:
     """Every recipient that was named, with the reply it got."""
     content: bytes = b""
     """Without dot-stuffing and without the final dot."""
+    chunks: list[int] = field(default_factory=list)
+    """The sizes of the chunks by which the content came; empty for DATA."""
     reply: str = ""
     """What the dot got; "" as long as it did not come."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -139,8 +140,9 @@ class Worker:
             pipe.close()
 
 
-def under_strace(worker: Worker, options: Sequence[str], log: Path) -> tuple[list[str], str]:
-    """Let a worker finish under strace with these options: what it said, and the system calls."""
+@contextlib.contextmanager
+def tracing(worker: Worker, options: Sequence[str], log: Path) -> Iterator[None]:
+    """Have strace with these options at a worker that waits, until the worker has finished; skip where it may not."""
     tracer = subprocess.Popen(
         ["strace", "-f", "-o", str(log), *options, "-p", str(worker.process.pid)],
         stderr=subprocess.PIPE,
@@ -151,6 +153,16 @@ def under_strace(worker: Worker, options: Sequence[str], log: Path) -> tuple[lis
         worker.kill()
         tracer.communicate()
         pytest.skip(f"strace may not attach here: {first.decode().strip()}")
-    said = worker.finish()
-    tracer.communicate(timeout=60)
+    try:
+        yield
+    finally:
+        if worker.process.poll() is None:
+            worker.kill()
+        tracer.communicate(timeout=60)
+
+
+def under_strace(worker: Worker, options: Sequence[str], log: Path) -> tuple[list[str], str]:
+    """Let a worker finish under strace with these options: what it said, and the system calls."""
+    with tracing(worker, options, log):
+        said = worker.finish()
     return said, log.read_text()

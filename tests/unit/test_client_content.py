@@ -6,49 +6,41 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtad.smtp.client import (
-    GROUP_COMMANDS,
-    GROUP_OCTETS,
-    NO_EXTENSIONS,
-    PHASES,
-    PIECE,
-    After,
-    Phase,
-    Step,
-    Transaction,
-    command,
-    greet,
-    sendable,
-)
-from tests.unit.test_client_protocol import EVERY, PIPELINING, play, r, said, transact
+from mtad.smtp.capabilities import NO_EXTENSIONS, Capabilities
+from mtad.smtp.client import GROUP_COMMANDS, GROUP_OCTETS, PIECE
+from mtad.smtp.dialogue import PHASES, After, Phase, Step, command, sendable
+from mtad.smtp.opening import greet
+from mtad.smtp.replies import ProtocolFault
+from tests.unit.test_client_protocol import EVERY, PIPELINING, Transaction, play, r, said, sent, transact
 
 # --- content ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_small_message_and_its_dot_leave_in_one_final_piece() -> None:
     transaction = Transaction("a@x", ["b@x"], 1, PIPELINING)
-    _, steps = play(transaction.steps(iter([b"a\r\n", b"", b"b\r\n", b".\r\n"])), EVERY, EVERY, "354 go", "250 ok")
+    _, steps = play(transaction.steps(iter([b"a\r\n", b"", b"b\r\n"])), EVERY, EVERY, "354 go", "250 ok")
     assert steps[-1] == Step(Phase.DOT, b"a\r\nb\r\n.\r\n", final=True)
     assert [step.final for step in steps].count(True) == 1
 
 
 @given(st.lists(st.integers(0, PIECE), max_size=12))
 def test_only_the_final_step_can_end_a_large_message(sizes: list[int]) -> None:
-    # Invariant: all pieces together are the content, and those before the final one lack its last chunk.
-    chunks = [b"x" * size for size in sizes] + [b"\r\n.\r\n"]
+    # Invariant: all pieces together are the content, and those before the final one lack its end.
+    chunks = [b"x" * size for size in sizes] + [b"\r\n"]
     transaction = Transaction("a@x", ["b@x"], 1, PIPELINING)
     _, steps = play(transaction.steps(iter(chunks)), EVERY, EVERY, "354 go", "250 ok")
     content = [step for step in steps if step.phase in {Phase.CONTENT, Phase.DOT}]
-    assert b"".join(step.send for step in content) == b"".join(chunks)
+    assert b"".join(step.send for step in content) == b"".join(chunks) + b".\r\n"
     assert [step.final for step in content] == [False] * (len(content) - 1) + [True]
-    assert content[-1].send.endswith(b"\r\n.\r\n")
+    assert content[-1].send.endswith(b".\r\n")
+    assert not any(step.send.endswith(b"\r\n.\r\n") for step in content[:-1])
     assert all(len(step.send) <= PIECE for step in content)
     assert all(step.send for step in content)
 
 
 def test_a_server_that_gives_up_in_the_middle_of_the_content_is_heard() -> None:
     transaction = Transaction("a@x", ["b@x", "c@x"], 1, PIPELINING)
-    steps = transaction.steps(iter([b"x" * PIECE, b"y" * PIECE, b".\r\n"]))
+    steps = transaction.steps(iter([b"x" * PIECE, b"y" * PIECE, b"\r\n"]))
     for text in ("", EVERY, EVERY, "550 no"):
         steps.send(r(text) if text else None)
     assert steps.send(r("354 go")).phase is Phase.CONTENT
@@ -56,6 +48,57 @@ def test_a_server_that_gives_up_in_the_middle_of_the_content_is_heard() -> None:
         steps.send(r("552 5.3.4 too big"))
     assert said(transaction) == ["content 552", "rcpt 550"]
     assert transaction.after is After.CLOSED
+
+
+# --- BDAT ---------------------------------------------------------------------------------------------------------------
+
+FIRST = b"Received: x\r\n"
+CHUNKING = Capabilities({}, pipelining=True, chunking=True)
+
+
+def test_bdat_has_one_chunk_for_the_first_line_and_one_for_the_rest() -> None:
+    transaction = Transaction("a@x", ["b@x"], len(FIRST) + 5, CHUNKING, first=FIRST + b"abc")
+    _, steps = play(transaction.steps(iter([FIRST[:4], FIRST[4:] + b"ab", b"c\r\n"])), EVERY, EVERY, "250 ok", "250 ok")
+    envelope, end = sent(steps)
+    assert envelope == b"MAIL FROM:<a@x>\r\nRCPT TO:<b@x>\r\nBDAT 13\r\nReceived: x\r\n"
+    assert end == b"BDAT 5 LAST\r\nabc\r\n"
+    assert (said(transaction), transaction.after) == (["dot 250"], After.READY)
+
+
+@pytest.mark.parametrize("body", [b"ab", b"abcd", b""])
+def test_bdat_with_another_size_than_it_said_is_never_finished(body: bytes) -> None:
+    transaction = Transaction("a@x", ["b@x"], len(FIRST) + 3, CHUNKING, first=FIRST)
+    steps = transaction.steps(iter([FIRST, body]))
+    next(steps)
+    seen = [steps.send(r(EVERY)), steps.send(r(EVERY))]
+    with pytest.raises(ValueError, match="than the 16 octets"):
+        seen.append(steps.send(r("250 ok")))
+    assert not [step for step in seen if step.final]
+
+
+@pytest.mark.parametrize(
+    ("replies", "expected", "lied", "after"),
+    [
+        ((EVERY, EVERY, "502 what?"), ["-"], True, After.CLOSED),
+        ((EVERY, EVERY, "451 disk full"), ["bdat 451"], False, After.RESET),
+        ((EVERY, EVERY, "421 down"), ["bdat 421"], False, After.CLOSED),
+        ((EVERY, "550 no", "502 what?"), ["rcpt 550"], False, After.RESET),
+        ((EVERY, "550 no", "250 ok"), ["rcpt 550"], False, After.RESET),
+        (("550 no", "503 no", "250 ok"), ["mail 550"], False, After.RESET),
+        (("550 no", EVERY, "250 ok"), ["mail 550"], False, After.RESET),
+        ((EVERY, EVERY, "250 ok", "554 spam"), ["dot 554"], False, After.READY),
+    ],
+)
+def test_replies_to_bdat(replies: tuple[str, ...], expected: list[str], lied: bool, after: After) -> None:
+    transaction = Transaction("a@x", ["b@x"], len(FIRST), CHUNKING, first=FIRST)
+    play(transaction.steps(iter([FIRST])), *replies)
+    assert (said(transaction), transaction.lied, transaction.after) == (expected, lied, after)
+
+
+def test_354_to_bdat_is_a_fault() -> None:
+    transaction = Transaction("a@x", ["b@x"], len(FIRST), CHUNKING, first=FIRST)
+    with pytest.raises(ProtocolFault):
+        play(transaction.steps(iter([FIRST])), EVERY, EVERY, "354 go")
 
 
 # --- fields and groups --------------------------------------------------------------------------------------------------

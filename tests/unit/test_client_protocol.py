@@ -7,25 +7,20 @@ from typing import TypeVar
 
 import pytest
 
+from mtad.envelope import Recipient
 from mtad.reply import Reply
-from mtad.smtp.client import (
-    NO_EXTENSIONS,
-    After,
-    Capabilities,
-    Greeting,
-    Phase,
-    Step,
-    Transaction,
-    Verdict,
-    greet,
-    parse_capabilities,
-)
+from mtad.smtp import client
+from mtad.smtp.capabilities import NO_EXTENSIONS, Capabilities, parse_capabilities
+from mtad.smtp.commands import Mail
+from mtad.smtp.dialogue import After, Phase, Step, Verdict
+from mtad.smtp.opening import Greeting, greet
 from mtad.smtp.replies import ProtocolFault, ReplyReader
 
 T = TypeVar("T")
 
 PIPELINING = Capabilities({"PIPELINING": ""}, pipelining=True)
-BODY = (b"Subject: x\r\n\r\nhello\r\n", b".\r\n")
+BODY = (b"Subject: x\r\n\r\n", b"hello\r\n")
+WIRE = b"".join(BODY) + b".\r\n"
 EVERY = "250 2.1.0 Ok"
 
 
@@ -52,19 +47,32 @@ def play(steps: Generator[Step, Reply | None, T], *replies: str) -> tuple[T, lis
         answer = waiting.pop(0) if step.reply else None
 
 
+def Transaction(
+    sender: str,
+    recipients: Sequence[str],
+    size: int,
+    capabilities: Capabilities,
+    *,
+    reset: bool = False,
+    first: bytes = b"",
+) -> client.Transaction:
+    mail = Mail(sender, tuple(map(Recipient, recipients)), size)
+    return client.Transaction(mail, capabilities, first, reset=reset)
+
+
 def sent(steps: Sequence[Step]) -> list[bytes]:
     return [step.send for step in steps if step.send]
 
 
 def transact(
     recipients: Sequence[str], capabilities: Capabilities, *replies: str, reset: bool = False
-) -> tuple[Transaction, list[bytes]]:
+) -> tuple[client.Transaction, list[bytes]]:
     transaction = Transaction("a@example.org", recipients, 21, capabilities, reset=reset)
     _, steps = play(transaction.steps(iter(BODY)), *replies)
     return transaction, sent(steps)
 
 
-def said(transaction: Transaction) -> list[str]:
+def said(transaction: client.Transaction) -> list[str]:
     """Phase and code of each verdict."""
     return [f"{verdict.phase.value} {verdict.reply.code}" if verdict else "-" for verdict in transaction.verdicts]
 
@@ -84,7 +92,9 @@ def test_ehlo_gives_the_capabilities() -> None:
         {"PIPELINING": "", "SIZE": "1000", "8BITMIME": "", "AUTH=LOGIN": "", "AUTH": "PLAIN LOGIN"},
         pipelining=True,
         size=True,
+        size_limit=1000,
         eight_bit=True,
+        mechanisms=("PLAIN", "LOGIN"),
     )
 
 
@@ -133,7 +143,7 @@ def test_without_pipelining_each_command_waits_for_its_reply() -> None:
         b"RCPT TO:<b@x>\r\n",
         b"RCPT TO:<c@x>\r\n",
         b"DATA\r\n",
-        b"".join(BODY),
+        WIRE,
     ]
     assert said(transaction) == ["dot 250", "dot 250"]
     assert all(verdict is not None and verdict.accepted for verdict in transaction.verdicts)
@@ -144,7 +154,7 @@ def test_with_pipelining_mail_rcpt_and_data_leave_together() -> None:
     transaction, lines = transact(["b@x", "c@x"], PIPELINING, EVERY, EVERY, EVERY, "354 go", "250 ok")
     assert lines == [
         b"MAIL FROM:<a@example.org>\r\nRCPT TO:<b@x>\r\nRCPT TO:<c@x>\r\nDATA\r\n",
-        b"".join(BODY),
+        WIRE,
     ]
     assert said(transaction) == ["dot 250", "dot 250"]
 
@@ -160,7 +170,7 @@ def test_mail_has_the_parameters_that_the_server_knows() -> None:
     capabilities = parse_capabilities(r("250-mx|250-SIZE|250 8BITMIME"))
     transaction = Transaction("", ["b@x"], 4711, capabilities)
     _, steps = play(transaction.steps(iter(BODY)), EVERY, EVERY, "354 go", "250 ok")
-    assert steps[0].send == b"MAIL FROM:<> SIZE=4711 BODY=8BITMIME\r\n"
+    assert steps[0].send == b"MAIL FROM:<> SIZE=4711\r\n"
 
 
 @pytest.mark.parametrize("capabilities", [NO_EXTENSIONS, PIPELINING])
@@ -179,7 +189,7 @@ def test_d9_each_recipient_gets_what_was_said_about_it(capabilities: Capabilitie
     )
     assert said(transaction) == ["dot 250", "rcpt 450", "rcpt 550", "rcpt 552", "dot 250"]
     assert [verdict.permanent for verdict in transaction.verdicts if verdict] == [False, False, True, False, False]
-    assert lines[-1] == b"".join(BODY)
+    assert lines[-1] == WIRE
 
 
 def test_552_is_for_good_anywhere_but_at_rcpt() -> None:

@@ -61,6 +61,22 @@ def test_the_end_is_an_empty_answer(ends: Pair) -> None:
     assert connection.receive(1.0) == b""
 
 
+def test_whether_the_peer_speaks_is_seen_and_nothing_is_taken(ends: Pair) -> None:
+    connection, peer = ends
+    assert not connection.speaks(0.0)
+    start = time.monotonic()
+    assert not connection.speaks(0.05)
+    assert 0.04 < time.monotonic() - start < 2
+    peer.sendall(b"EHLO early.test\r\n")
+    assert connection.speaks(5.0)
+    assert connection.speaks(0.0)
+    assert connection.receive(1.0) == b"EHLO early.test\r\n"
+    peer.close()
+    assert not connection.speaks(5.0), "an end is no word"
+    connection.close()
+    assert not connection.speaks(0.0)
+
+
 def test_a_silent_peer_times_out(ends: Pair) -> None:
     connection, _ = ends
     start = time.monotonic()

@@ -2,55 +2,77 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import pytest
 
-from mtad.policy import Service
 from tests.dialogue_engine import Engine, octets
 from tests.dialogue_script import DIALOGUES, DialogueFailure, Script, load, parse, play, unescape
 
-SCRIPTS = [load(path) for path in sorted(DIALOGUES.glob("*.txt"))]
+SCRIPTS = [load(path) for path in sorted(DIALOGUES.rglob("*.txt"))]
 assert SCRIPTS, "no dialogue was found"
 
 #: Octets fed for one dialogue; a long one is cut at fewer places, evenly spread.
 BUDGET = 600_000
 
 every_dialogue = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+in_clear = pytest.mark.parametrize(
+    "script", [script for script in SCRIPTS if script.tls == "none"], ids=lambda script: script.name
+)
+in_any_pieces = pytest.mark.parametrize(
+    "script", [script for script in SCRIPTS if not script.segments], ids=lambda script: script.name
+)
 
-
-def _service(script: Script) -> Service:
-    return cast(Service, script.service)
+OUT_OF_STEP = b"554 5.5.0 Error: SMTP protocol synchronization: wait for the reply\r\n"
 
 
 @every_dialogue
 def test_as_written(script: Script) -> None:
-    engine = Engine(_service(script))
+    engine = Engine.for_script(script)
     play(script, engine)
     assert engine._unread == b"", "the dialogue leaves replies unread"
 
 
-@every_dialogue
+@in_any_pieces
 def test_octet_by_octet(script: Script) -> None:
-    play(script, Engine(_service(script), cut=octets))
+    play(script, Engine.for_script(script, cut=octets))
 
 
-@every_dialogue
+@in_clear
 def test_cut_in_two_everywhere(script: Script) -> None:
-    """However the octets are cut, what is said and what is stored stays the same."""
+    """However the octets are cut, what is said and what is stored stays the same, where sending ahead is forgiven."""
     sent = script.octets
-    reference = Engine(_service(script))
+    reference = Engine.for_script(script, strict_order=False)
     reference.send(sent)
     for place in range(1, len(sent), 1 + len(sent) ** 2 // BUDGET):
-        engine = Engine(_service(script), cut=lambda data, place=place: (data[:place], data[place:]))  # type: ignore[misc]
+        engine = Engine.for_script(
+            script,
+            lambda data, place=place: (data[:place], data[place:]),  # type: ignore[misc]
+            strict_order=False,
+        )
         engine.send(sent)
         assert engine.transcript == reference.transcript, place
         assert engine.stored() == reference.stored(), place
 
 
+@in_clear
+def test_sent_ahead_everywhere_pa10(script: Script) -> None:
+    """Whoever sends the rest ahead is answered as before, to the end or until it is cut off; nothing else is stored."""
+    sent = script.octets
+    reference = Engine.for_script(script, strict_order=False)
+    reference.send(sent)
+    for place in range(0, len(sent), 1 + len(sent) ** 2 // BUDGET):
+        engine = Engine.for_script(script, lambda data, place=place: (data[:place], data[place:]))  # type: ignore[misc]
+        engine.send(sent)
+        if engine.transcript != reference.transcript:
+            said, cut_off = engine.transcript[: -len(OUT_OF_STEP)], engine.transcript[-len(OUT_OF_STEP) :]
+            assert cut_off == OUT_OF_STEP, place
+            assert reference.transcript.startswith(said), place
+            assert engine.dialogue.closing
+        assert engine.stored() == reference.stored()[: len(engine.stored())], place
+
+
 @every_dialogue
 def test_nothing_is_left_open(script: Script) -> None:
-    engine = Engine(_service(script))
+    engine = Engine.for_script(script, strict_order=False)
     engine.send(script.octets)
     engine.dialogue.lost()
     assert engine.spool.open_entries == []

@@ -20,8 +20,9 @@ ROOT: Final = Path(__file__).parents[2] / "mtad"
 FLOORS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"errors", "address", "reply", "envelope", "outcome", "progress"}),
     frozenset({"smtp", "dsn", "retry", "config", "configfile", "config_lines", "config_rules", "config_values"}),
-    frozenset({"spool", "net", "tls", "resolver", "users", "log", "log_sinks", "metrics", "occupancy", "signals", "host"}),
-    frozenset({"policy", "routing", "runtime"}),
+    frozenset({"spool", "net", "tls", "resolver", "users", "log", "log_sinks", "metrics", "occupancy", "signals", "host"})
+    | {"passwords", "throttle"},
+    frozenset({"nexthop", "policy", "routing", "runtime"}),
     frozenset({"session", "delivery"}),
     frozenset({"listener", "scheduler", "check"}),
     frozenset({"master", "control"}),
@@ -33,9 +34,14 @@ NEIGHBOURS: Final = {
     "progress": {"outcome"},  # an attempt is one of the events
     "retry": {"config"},  # a retry policy is a section of the configuration
     "configfile": {"config", "config_lines", "config_rules", "config_values"},
-    "config_rules": {"config", "config_lines"},
+    "config_rules": {"config", "config_lines", "smtp.grammar"},  # an address is written as in a command
     "config_values": {"config"},
     "log": {"log_sinks"},
+    "throttle": {"occupancy"},  # what counts as one client
+    "tls.connection": {"net.connection"},  # it is one, and is made of one
+    "tls.server": {"net.connection"},
+    "tls.client": {"net.connection"},
+    "routing": {"nexthop"},  # a route is what a rule says, looked up
     "master": {"control"},  # the questions of the commands that the master answers
 }
 

@@ -52,7 +52,13 @@ def test_command(line: bytes, verb: str, argument: str) -> None:
         (b"EHLO a\rb", "control"),
         (b"EHLO \x1b[2J", "control"),
         (b"EHLO \x7f", "control"),
-        (b"EHLO \xc3\xbc", "8-bit"),
+        (b"EHLO \xc3", "8-bit"),
+        (b"\xc3\xbc", "8-bit"),
+        (b"MAIL FROM:<a\xc0\xaf@b>", "not UTF-8"),
+        (b"MAIL FROM:<a\xed\xa0\x80@b>", "not UTF-8"),
+        (b"MAIL FROM:<a\xc2\x85@b>", "does not print"),
+        (b"MAIL FROM:<a\xe2\x80\xa8@b>", "does not print"),
+        (b"MAIL FROM:<a\xe2\x80\xae@b>", "does not print"),
         (b"MAIL FROM:<a\xff@b>", "8-bit"),
         (b"\x80", "8-bit"),
     ],
@@ -240,6 +246,113 @@ def test_domain() -> None:
     for wrong in ("", "a b", "a_b", "a.", "[", "[x]"):
         with pytest.raises(BadAddress):
             parse_domain(wrong)
+
+
+@pytest.mark.parametrize(
+    ("path", "address"),
+    [
+        ("<ü@example.org>", Address("ü", "example.org")),
+        ("<jürgen.müller@Bücher.Example>", Address("jürgen.müller", "xn--bcher-kva.example")),
+        ("<a@BÜCHER.example>", Address("a", "xn--bcher-kva.example")),
+        ("<a@faß.example>", Address("a", "xn--fa-hia.example")),
+        ("<a@παράδειγμα.δοκιμή>", Address("a", "xn--hxajbheg2az3al.xn--jxalpdlp")),
+        ('<"ü \\" b"@example.org>', Address('ü " b', "example.org")),
+        ("<\U0001f600@example.org>", Address("\U0001f600", "example.org")),
+        ("<@ü.example,@b.example:a@example.org>", Address("a", "example.org")),
+        ("ü@example.org", Address("ü", "example.org")),
+    ],
+)
+def test_addresses_beyond_ascii_rfc_6531(path: str, address: Address) -> None:
+    parsed = parse_mail("FROM:" + path)
+    assert parsed.utf8
+    assert parsed.address == address
+    assert parse_rcpt("TO:" + path).address == address
+    assert parse_mailbox(str(address)) == address
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "<u\uff20evil.example>",
+        "<a\u0085@b>",
+        "<a\u00a0@b>",
+        "<a\u2028@b>",
+        "<a\u200d@b>",
+        "<a\u202e@b>",
+        "<a\ufeff@b>",
+        "<a\ue000@b>",
+        "<a\ud800@b>",
+        '<"\\ü"@b>',
+        "<a@-ü.example>",
+        "<a@ü-.example>",
+        "<a@ü..example>",
+        "<a@ü_b.example>",
+        "<a@\u2028.example>",
+        "<a@\u200d.example>",
+        "<a@☃.example>",
+        "<a@xn--ü.example>",
+        "<po\u017ftmaster>",
+        "<a@[127.0.0.\u0661]>",
+        "<" + "ü" * 33 + "@b>",
+        "<a@" + "ü" * 60 + ".example>",
+        "<a@" + "ü." * 127 + "example>",
+    ],
+)
+def test_what_is_no_address_beyond_ascii_pa4(path: str) -> None:
+    for parse, word in ((parse_mail, "FROM:"), (parse_rcpt, "TO:")):
+        with pytest.raises(BadAddress):
+            parse(word + path)
+
+
+def test_lengths_are_octets() -> None:
+    assert parse_mailbox("ü" * 32 + "@b").local == "ü" * 32
+    with pytest.raises(BadAddress, match="64 octets"):
+        parse_mailbox("ü" * 32 + "a@b")
+
+
+def test_a_fullwidth_dot_separates_labels_like_any_other() -> None:
+    """What is judged is what is stored: nobody behind this sees the other dot."""
+    assert parse_mailbox("u@example\uff0eorg").domain == "example.org"
+    assert parse_mailbox("u@\uff45\uff58\uff41\uff4d\uff50\uff4c\uff45.org").domain == "example.org"
+
+
+def test_what_needs_smtputf8() -> None:
+    assert not parse_mail("FROM:<a@b> SIZE=1").utf8
+    assert parse_mail("FROM:<a@b> X=ü").utf8
+    assert parse_rcpt("TO:<a@b> ORCPT=utf-8;ü@b").parameters == {"ORCPT": "utf-8;ü@b"}
+    assert parse_command("MAIL FROM:<ü@b>".encode()) == Command("MAIL", "FROM:<ü@b>")
+    for name in ("ü", "bücher.example"):
+        with pytest.raises(SyntaxFault):
+            parse_helo(name)
+        with pytest.raises(BadAddress):
+            parse_domain(name)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_an_address_or_refused(text: str) -> None:
+    """Invariant: what comes out prints, has an ASCII domain, fits, and is parsed to itself."""
+    for path in (f"<{text}@example.org>", f"<a@{text}>", f"<{text}>", text):
+        try:
+            address = parse_rcpt("TO:" + path).address
+        except SyntaxFault:
+            continue
+        assert str(address).isprintable()
+        assert address.domain.isascii()
+        assert len(str(address).encode()) <= MAX_PATH
+        assert not address.domain or parse_mailbox(str(address)) == address
+
+
+@given(st.binary(max_size=40))
+def test_any_octets_are_a_command_or_refused_pa3_pa5(octets: bytes) -> None:
+    """Invariant: the verb is printable US-ASCII, the argument prints; nothing is repaired or cut off."""
+    for line in (octets, b"MAIL FROM:<" + octets + b"@b>"):
+        try:
+            command = parse_command(line)
+        except SyntaxFault:
+            continue
+        assert command.verb.isascii()
+        assert f"{command.verb}{command.argument}".isprintable()
+        assert line.rstrip(b" \t").endswith(command.argument.encode())
 
 
 printable = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60)

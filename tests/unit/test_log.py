@@ -49,6 +49,16 @@ def lines(tmp_path: Path) -> Callable[[], list[str]]:
     return read
 
 
+def test_logins(lines: Callable[[], list[str]]) -> None:
+    """In Postfix's words; fail2ban looks for the second line."""
+    log.client("4bVQ", "unknown[192.0.2.7]", "alice", "PLAIN")
+    log.login_failed("unknown[192.0.2.7]", "PLAIN", reply(535, "5.7.8", "no"), "al ice")
+    assert lines() == [
+        "mtad/smtpd: 4bVQ: client=unknown[192.0.2.7], sasl_method=PLAIN, sasl_username=alice",
+        "mtad/smtpd: warning: unknown[192.0.2.7]: SASL PLAIN authentication failed: 535 5.7.8 no, sasl_username=al ice",
+    ]
+
+
 def everything() -> None:
     client = "mail.b.example[192.0.2.7]"
     log.connect(client)
@@ -66,8 +76,8 @@ def everything() -> None:
         log.delivery(MESSAGE, "x@y.example", ATTEMPT, outcome, ARRIVAL + 0.1)
     log.delivery(MESSAGE, "z@y.example", Attempt(ARRIVAL, (), "local"), Delivered("2.0.0", "to maildir"), ARRIVAL)
     log.expired(MESSAGE.id, MESSAGE.sender)
-    log.bounced(MESSAGE.id, "4bVQkR2JbSz9bd")
-    log.bounced(MESSAGE.id, "4bVQkR2JbSz9be", "postmaster")
+    log.notified(MESSAGE.id, "4bVQkR2JbSz9bd")
+    log.notified(MESSAGE.id, "4bVQkR2JbSz9be", "postmaster")
     log.removed(MESSAGE.id)
     refusal = reply(550, "5.1.1", "Recipient address rejected: no such user")
     names = {"protocol": "ESMTP", "helo": "mail.b.example"}

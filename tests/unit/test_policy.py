@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from mtad.address import Address
+from mtad.address import NULL, Address
+from mtad.config_rules import parse_sender
 from mtad.policy import Policy, Verdict
-from mtad.smtp.grammar import parse_rcpt
+from mtad.smtp.grammar import parse_mailbox, parse_rcpt
 
 
 class Directory:
@@ -96,10 +97,75 @@ def test_relay_for_others(path: str) -> None:
     assert judge(RELAY, path, False) is Verdict.NOT_TRUSTED
 
 
+SUBMISSION = Policy(
+    Directory(),
+    DOMAINS,
+    "submission",
+    LOOPBACK,
+    ("alice : Sales@Example.ORG", "alice: @lists.example.net", "Robot:*", "bob : büro@bücher.example"),
+)
+
+
 @pytest.mark.parametrize("path", ["<x@example.com>", "<alice@example.org>", "<postmaster>"])
-@pytest.mark.parametrize("trusted", [True, False])
-def test_submission_is_closed(path: str, trusted: bool) -> None:
-    assert judge(Policy(Directory(), DOMAINS, "submission", LOOPBACK), path, trusted) is Verdict.NOT_AUTHENTICATED
+def test_submission_is_closed(path: str) -> None:
+    assert judge(SUBMISSION, path) is Verdict.NOT_AUTHENTICATED
+
+
+def test_submission_trusts_no_network() -> None:
+    assert not SUBMISSION.trusts("127.0.0.1")
+
+
+@pytest.mark.parametrize("policy", [MX, SUBMISSION])
+def test_for_those_who_have_logged_in(policy: Policy) -> None:
+    assert judge(policy, "<x@example.com>", True) is Verdict.RELAY
+    assert judge(policy, "<alice@example.org>", True) is Verdict.LOCAL
+    assert judge(policy, "<nobody@example.org>", True) is Verdict.UNKNOWN_USER
+
+
+@pytest.mark.parametrize(
+    ("login", "sender", "owns"),
+    [
+        ("alice", "alice@example.org", True),
+        ("ALICE", "Alice@Example.ORG", True),
+        ("alice@example.org", "alice@example.org", True),
+        ("alice", "root@example.org", False),
+        ("root", "alice@example.org", False),
+        ("alice", "alice@example.com", False),
+        ("alice", "nobody@example.org", False),
+        ("alice", "sales@example.org", True),
+        ("root", "sales@example.org", False),
+        ("alice", "x@lists.example.net", True),
+        ("alice", "x@sub.lists.example.net", False),
+        ("alice", "*@example.org", False),
+        ("robot", "anybody@example.com", True),
+        ("bob", "büro@bücher.example", True),
+        ("bob", "BÜRO@xn--bcher-kva.example", True),
+        ("bob", "o'neil@example.net", False),
+        ("o'neil", "o'neil@example.net", True),
+        ("nobody@example.org", "alice@example.org", False),
+        ("a@b@c", "alice@example.org", False),
+        ("../alice", "alice@example.org", False),
+        ("alice/x", "alice@example.org", False),
+        ("*", "alice@example.org", False),
+        ("*)(uid=*", "alice@example.org", False),
+        ("", "alice@example.org", False),
+    ],
+)
+def test_who_may_send_as_whom_en5(login: str, sender: str, owns: bool) -> None:
+    assert SUBMISSION.owns(login, parse_mailbox(sender)) is owns
+
+
+def test_anybody_may_send_as_nobody() -> None:
+    """Reports and receipts have no sender (RFC 3464 section 2)."""
+    assert SUBMISSION.owns("alice", NULL)
+
+
+@pytest.mark.parametrize(
+    "line", ["", "alice", "alice :", ": a@b", "alice : a@", "alice : @", "alice : @-x", "alice : a b@c"]
+)
+def test_a_line_of_senders_that_is_none(line: str) -> None:
+    with pytest.raises(ValueError, match=r"alice|login"):
+        parse_sender(line)
 
 
 def test_a_literal_is_local_when_it_is_listed() -> None:

@@ -8,7 +8,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import pytest
@@ -58,7 +58,7 @@ def _encode(message: Envelope, size: int = 0, crc: int = 0) -> bytes:
     return queue_file.encode_preamble(head, size, crc) + head + b"\n"
 
 
-def _plain(value: object) -> object:
+def _plain(value: object) -> Any:
     return json.loads(msgspec.json.encode(value))
 
 
@@ -260,7 +260,10 @@ def test_promise_7_golden_files_of_every_version_are_read(name: str, tmp_path: P
     assert _plain(message) == expected["envelope"]
     assert {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} == expected["content"]
     assert _plain(events) == expected["events"]
-    assert _plain(states) == expected["states"]
+    # What a state has learnt to tell since the file was made is not in it.
+    assert [{key: state[key] for key in old} for state, old in zip(_plain(states), expected["states"], strict=True)] == (
+        expected["states"]
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("v1/")])

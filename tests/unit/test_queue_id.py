@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -117,6 +118,7 @@ def test_a_fork_while_another_thread_makes_an_id_leaves_the_child_able_to() -> N
     with ids._lock:  # as a thread would hold it that the child does not have
         child = os.fork()
         if child == 0:
+            signal.alarm(10)  # should it hang after all
             os.write(writer, ids.new().encode())
             os._exit(0)
     os.close(writer)

@@ -21,12 +21,16 @@ from mtad.resolver import (
     Resolver,
 )
 from tests.peers.dns import (
+    EMPTY,
     FORGED,
     GARBAGE,
     NXDOMAIN,
+    POINTER,
+    QUESTION,
     REFUSED,
     SERVFAIL,
     SILENT,
+    TRICKLE,
     TRUNCATED,
     DnsServer,
     Fault,
@@ -147,6 +151,46 @@ def test_d5_a_cname_loop_is_a_failure(resolver: Resolver) -> None:
         resolver.mx("loop.example.org")
 
 
+def test_d5_a_long_chain_of_cnames_ends(dns: DnsServer, resolver: Resolver) -> None:
+    for number in range(20):
+        dns.set(f"c{number}.example.org", {"CNAME": f"c{number + 1}.example.org."})
+    dns.set("c20.example.org", {"A": "192.0.2.9"})
+    with pytest.raises(ResolverFailure):
+        resolver.addresses("c0.example.org")
+    assert resolver.addresses("c14.example.org") == Addresses(v4=("192.0.2.9",))
+
+
+def test_d5_a_dname_is_what_its_cname_says(dns: DnsServer, resolver: Resolver) -> None:
+    dns.set("old.example.org", {"DNAME": "new.example.org."})
+    dns.set("mail.old.example.org", {"CNAME": "mail.new.example.org."})
+    dns.set("mail.new.example.org", {"A": "192.0.2.8"})
+    assert resolver.addresses("mail.old.example.org") == Addresses(v4=("192.0.2.8",))
+
+
+def test_d5_an_mx_that_names_its_own_domain(dns: DnsServer, resolver: Resolver) -> None:
+    dns.set("same.example.org", {"MX": "10 same.example.org.", "A": "192.0.2.7"})
+    assert resolver.mx("same.example.org") == Mx(((10, "same.example.org"),))
+
+
+@pytest.mark.parametrize("fault", [FORGED, QUESTION, GARBAGE, POINTER, EMPTY, TRICKLE, TRUNCATED])
+@pytest.mark.parametrize("kind", ["MX", "A"])
+def test_d7_what_is_no_answer_is_a_failure_in_time(dns: DnsServer, resolver: Resolver, fault: Fault, kind: str) -> None:
+    dns.set("bad.example.org", fault)
+    start = time.monotonic()
+    ask = resolver.mx if kind == "MX" else resolver.addresses
+    with pytest.raises(ResolverFailure):
+        ask("bad.example.org")
+    assert time.monotonic() - start < 2 * TIMEOUT + 0.5
+
+
+def test_d7_an_answer_over_tcp_that_is_as_large_as_can_be(dns: DnsServer) -> None:
+    resolver = Resolver([dns.address], 10.0)
+    dns.set("huge.example.org", {"A": [f"10.{one}.{two}.1" for one in range(16) for two in range(250)]})
+    found = resolver.addresses("huge.example.org")
+    assert isinstance(found, Addresses)
+    assert len(found.v4) == 4000
+
+
 def test_idn_is_asked_for_as_a_labels(dns: DnsServer, resolver: Resolver) -> None:
     assert resolver.mx("b\u00fccher.example.org") == Mx(((10, "mx1.example.org"),))
     assert dns.count("xn--bcher-kva.example.org", "MX") == 1
@@ -192,7 +236,8 @@ def test_no_answer_is_kept_longer_than_its_bound() -> None:
         assert left[-2] <= LONGEST_NEGATIVE
 
 
-def test_d6_an_answer_too_large_for_udp_is_fetched_over_tcp(dns: DnsServer, resolver: Resolver) -> None:
+def test_d6_an_answer_too_large_for_udp_is_fetched_over_tcp(dns: DnsServer) -> None:
+    resolver = Resolver([dns.address], 10.0)
     dns.set("many.example.org", {"MX": [f"10 mx{number}.example.org." for number in range(1000)]})
     answer = resolver.mx("many.example.org")
     assert isinstance(answer, Mx)

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from mtad.config import Delivery, DeliveryPolicy
 from mtad.errors import ResolverFailure
+from mtad.nexthop import Rules
 from mtad.outcome import Deferred, Failed
 from mtad.resolver import Addresses, Mx, Resolver
-from mtad.routing import ADDRESS_LIMIT, HOST_LIMIT, BadNextHop, Host, NextHop, Router, parse_next_hop
+from mtad.routing import ADDRESS_LIMIT, HOST_LIMIT, Host, Router
 from tests.peers.dns import SERVFAIL, SILENT, DnsServer, Zones
 
 ZONES: Zones = {
@@ -46,6 +48,8 @@ ZONES: Zones = {
         "A": ["0.0.0.0", "0.1.2.3", "169.254.169.254", "224.0.0.1", "255.255.255.255", "192.0.2.7"],
         "AAAA": ["::", "fe80::1", "ff02::1", "::ffff:0.0.0.0"],
     },
+    "loopback.test": {"A": ["127.0.0.1", "127.8.9.1"], "AAAA": ["::1", "::ffff:127.0.0.1"]},
+    "loopmx.test": {"MX": ["10 loopback.test."]},
     "onlyuseless.test": {"A": "0.0.0.0"},
     "crowd.test": {"MX": [f"{number // 10} c{number}.test." for number in range(1000)]},
     "c.test": {},
@@ -69,8 +73,11 @@ def hops(dns: DnsServer) -> Hops:
     """What a router with a cold cache says to a destination."""
     dns.forget()
 
-    def ask(destination: str, next_hop: str = "", seed: int = 0) -> list[Host | Deferred | Failed]:
-        router = Router(Resolver([dns.address], 0.5), "Me.test", next_hop=next_hop, is_own=own, rng=random.Random(seed))
+    def ask(
+        destination: str, next_hop: str = "", seed: int = 0, port: int = 25, policy: tuple[DeliveryPolicy, ...] = ()
+    ) -> list[Host | Deferred | Failed]:
+        rules = Rules(Delivery(next_hop=next_hop, port=port, policy=policy))
+        router = Router(Resolver([dns.address], 0.5), "Me.test", rules, is_own=own, rng=random.Random(seed))
         return list(router.hops(destination))
 
     return ask
@@ -101,7 +108,7 @@ def test_equal_preferences_come_in_random_order(hops: Hops) -> None:
 
 def test_a_host_is_looked_up_only_when_its_turn_comes(dns: DnsServer) -> None:
     dns.forget()
-    route = Router(Resolver([dns.address], 0.5), "me.test").hops("a.test")
+    route = Router(Resolver([dns.address], 0.5), "me.test", Rules(Delivery())).hops("a.test")
     assert dns.count() == 0
     first = next(route)
     assert isinstance(first, Host)
@@ -165,7 +172,7 @@ def test_mail_that_would_come_back_to_us_fails(hops: Hops, domain: str) -> None:
 
 
 def test_our_own_address_on_another_port_is_somebody_else(dns: DnsServer) -> None:
-    router = Router(Resolver([dns.address], 0.5), "me.test", port=2525, is_own=own)
+    router = Router(Resolver([dns.address], 0.5), "me.test", Rules(Delivery(port=2525)), is_own=own)
     assert list(router.hops("self.test")) == [Host("self.test", ("192.0.2.99",), 2525)]
 
 
@@ -212,7 +219,7 @@ def fixed(*hosts: tuple[str, int, int]) -> Router:
                 tuple(f"192.0.2.{number + 1}" for number in range(v4)),
             )
 
-    return Router(Fixed(), "me.test")
+    return Router(Fixed(), "me.test", Rules(Delivery()))
 
 
 @pytest.mark.parametrize(
@@ -284,33 +291,29 @@ def test_a_smarthost_without_mx_lookup(dns: DnsServer, hops: Hops) -> None:
     assert dns.count(kind="MX") == 0
 
 
-def test_connections_are_shared_by_all_mail_for_a_smarthost(dns: DnsServer) -> None:
-    resolver = Resolver([dns.address], 0.5)
-    assert Router(resolver, "me.test").key("a.test") == "a.test"
-    router = Router(resolver, "me.test", next_hop="[mx2.test]:587")
-    assert router.key("a.test") == router.key("plain.test")
+def test_a_policy_sends_a_domain_elsewhere(hops: Hops) -> None:
+    policy = (
+        DeliveryPolicy(domain=("gone.test",), next_hop="[mx2.test]:587"),
+        DeliveryPolicy(domain=(".sub.test", "a.test"), port=2525),
+        DeliveryPolicy(domain=("plain.test",), next_hop="@"),
+    )
+    assert hops("gone.test", policy=policy) == [Host("mx2.test", ("192.0.2.2",), 587)]
+    assert hops("a.test", policy=policy)[1] == Host("mx2.test", ("192.0.2.2",), 2525)
+    assert hops("plain.test", next_hop="[192.0.2.5]", policy=policy)[0] == Host(
+        "plain.test", ("2001:db8::80", "192.0.2.80"), 25
+    )
+    assert hops("equal.test", next_hop="[192.0.2.5]", policy=policy) == [Host("192.0.2.5", ("192.0.2.5",), 25)]
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("smart.example", NextHop("smart.example", 25)),
-        ("smart.example.:26", NextHop("smart.example", 26)),
-        ("[Smart.example]", NextHop("smart.example", 25, direct=True)),
-        ("[::1]:2525", NextHop("::1", 2525, direct=True)),
-        ("[127.0.0.1]:2525", NextHop("127.0.0.1", 2525, direct=True)),
-    ],
+    "destination", ["loopback.test", "loopmx.test", "[127.0.0.1]", "[IPv6:::1]", "[IPv6:::ffff:127.0.0.9]"]
 )
-def test_next_hop_is_read(text: str, expected: NextHop) -> None:
-    assert parse_next_hop(text, 25) == expected
-
-
-@pytest.mark.parametrize(
-    "text", ["", " ", "a b", "a:", "a:0", "a:65536", "a:x", "[a", "a]", "[]", "[a]b", "::1", "192.0.2.1", ".", "-", "a..b"]
-)
-def test_a_next_hop_that_cannot_be_read_is_refused(text: str) -> None:
-    with pytest.raises(BadNextHop):
-        parse_next_hop(text, 25)
+def test_d4_a_stranger_does_not_make_us_talk_to_our_own_machine(hops: Hops, destination: str) -> None:
+    only = failure(hops(destination))
+    assert isinstance(only, Failed)
+    assert only.status == "5.4.4"
+    assert all(isinstance(hop, Host) for hop in hops(destination, port=2525))
+    assert hops("a.test", next_hop="[127.0.0.2]") == [Host("127.0.0.2", ("127.0.0.2",), 25)]
 
 
 def test_a_dns_failure_never_gets_out() -> None:
@@ -322,4 +325,6 @@ def test_a_dns_failure_never_gets_out() -> None:
         def addresses(self, host: str) -> Addresses:
             raise ResolverFailure(f"{host}: down")
 
-    assert list(Router(Down(), "me.test").hops("a.test")) == [Deferred("4.4.3", "mx1.test: down", destination=True)]
+    assert list(Router(Down(), "me.test", Rules(Delivery())).hops("a.test")) == [
+        Deferred("4.4.3", "mx1.test: down", destination=True)
+    ]

@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtad.smtp.grammar import Command
-from mtad.smtp.server import CommandReceived, ContentEnded, ContentReceived, Event, LineRefused, ServerProtocol
+from mtad.smtp.server import (
+    ChunkEnded,
+    CommandReceived,
+    ContentEnded,
+    ContentReceived,
+    Event,
+    LineRefused,
+    ResponseReceived,
+    ResponseRefused,
+    ServerProtocol,
+)
+from mtad.smtp.wire import LineFault
 
 
 def drive(chunks: Iterable[bytes]) -> list[Event]:
@@ -85,6 +96,58 @@ def test_nothing_in_nothing_out() -> None:
     assert protocol.next_event() is None
     protocol.receive(b".")
     assert protocol.next_event() is None
+
+
+def test_chunks_and_responses() -> None:
+    protocol = ServerProtocol()
+    protocol.receive(b"BDAT 5\r\n\r\n.\r\nAUTH X\r\n" + b"=" * 3000 + b"\r\nNO\nOP\r\nNOOP\r\nBDAT 0\r\n")
+    assert protocol.next_event() == CommandReceived(Command("BDAT", "5"))
+    assert protocol.ahead
+    protocol.start_chunk(5, last=True)
+    assert protocol.in_content
+    assert protocol.next_event() == ContentReceived(b"\r\n.\r\n")
+    assert protocol.in_content
+    assert protocol.next_event() == ChunkEnded(last=True)
+    assert not protocol.in_content
+    assert protocol.next_event() == CommandReceived(Command("AUTH", "X"))
+    protocol.expect_response()
+    assert protocol.next_event() == ResponseReceived(b"=" * 3000)
+    protocol.expect_response()
+    assert protocol.next_event() == ResponseRefused(LineFault.BARE_NEWLINE)
+    assert protocol.next_event() == CommandReceived(Command("NOOP", ""))
+    assert protocol.next_event() == CommandReceived(Command("BDAT", "0"))
+    assert not protocol.ahead
+    protocol.start_chunk(0, last=False)
+    assert protocol.next_event() == ChunkEnded(last=False)
+    assert protocol.next_event() is None
+
+
+def test_limits_of_a_response() -> None:
+    """RFC 4954 section 4: 12288 octets with CRLF; the line after it is a command again, with a command's limit."""
+    for length, event in ((12286, ResponseReceived(b"x" * 12286)), (12287, ResponseRefused(LineFault.TOO_LONG))):
+        protocol = ServerProtocol()
+        protocol.expect_response()
+        protocol.receive(b"x" * length + b"\r\n" + b"y" * 2049 + b"\r\n")
+        assert protocol.next_event() == event
+        assert protocol.next_event() == LineRefused("line too long")
+
+
+@given(st.lists(st.binary(max_size=20), max_size=6), st.integers(1, 9))
+def test_chunks_do_not_depend_on_cuts(chunks: list[bytes], size: int) -> None:
+    """Invariant: each chunk comes out as it went in, whatever it looks like and however it was cut."""
+    stream = b"".join(b"BDAT %d\r\n%s" % (len(chunk), chunk) for chunk in chunks)
+    protocol, got = ServerProtocol(), []
+    for at in range(0, len(stream), size):
+        protocol.receive(stream[at : at + size])
+        while (event := protocol.next_event()) is not None:
+            match event:
+                case CommandReceived(command=command):
+                    protocol.start_chunk(int(command.argument), last=False)
+                    got.append(b"")
+                case ContentReceived(content=content):
+                    got[-1] += content
+    assert got == chunks
+    assert not protocol.in_content
 
 
 pieces = st.lists(

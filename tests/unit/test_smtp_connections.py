@@ -11,6 +11,7 @@ import pytest
 
 from mtad.config import Duration
 from mtad.delivery.connections import AGE_LIMIT, MESSAGE_LIMIT, ConnectionCache, Session, Timeouts
+from mtad.envelope import Envelope, Recipient
 from mtad.net.connection import connect
 from mtad.outcome import Delivered, Outcome
 from tests.peers.mx import CLOSE, RESET, Action, Raw, Say, Script
@@ -145,11 +146,12 @@ def test_many_threads_share_the_connections_and_each_uses_its_own(site: Site) ->
     mx = site.mx("127.0.0.5")
     site.domain("127.0.0.5")
     lost: list[Outcome] = []
+    envelope = Envelope("Q1", 0.0, "a@me.test", (Recipient("b@x.test"),))
 
     def work(number: int) -> None:
         for turn in range(20):
             body = b"Subject: %d.%d\r\n\r\nx\r\n" % (number, turn)
-            for attempt in site.deliver(["b@x.test"], body, "a@me.test", "x.test"):
+            for attempt in site.deliver(envelope, body, "x.test"):
                 lost.extend(outcome for _, outcome in attempt.outcomes if not isinstance(outcome, Delivered))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from mtad.delivery.smtp import REPLY_LIMIT
+from mtad.delivery.words import REPLY_LIMIT
 from mtad.outcome import Deferred, Delivered, Failed
 from tests.peers.mx import CLOSE, HANG, RESET, Raw, Say, Script
 from tests.peers.outbound import BODY, Site, only

@@ -45,8 +45,11 @@ def test_a_message_arrives_whole(site: Site, address: str, extensions: tuple[str
 def test_mail_has_size_and_body_when_offered(site: Site) -> None:
     mx = site.mx("127.0.0.5", Script(extensions=("SIZE 1000", "8BITMIME")))
     site.domain("127.0.0.5")
+    body = BODY + b"\xfc\r\n"
     site.send(sender="")
-    assert mx.messages[0].mail == f"FROM:<> SIZE={len(BODY)} BODY=8BITMIME"
+    assert mx.messages[0].mail == f"FROM:<> SIZE={len(BODY)}"
+    site.send(sender="", body=body)
+    assert mx.messages[1].mail == f"FROM:<> SIZE={len(body)} BODY=8BITMIME"
 
 
 def test_helo_when_ehlo_is_refused(site: Site) -> None:

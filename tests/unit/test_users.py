@@ -14,6 +14,7 @@ from mtad import users as users_module
 from mtad.address import Address
 from mtad.config_rules import is_user_name
 from mtad.errors import ConfigError
+from mtad.smtp.grammar import parse_mailbox
 from mtad.users import Users, parse_users
 
 DOMAINS = ("example.org", "example.net")
@@ -50,6 +51,17 @@ def test_lookup(tmp_path: Path) -> None:
     assert users.lookup(Address("al", "example.org")) is None
     assert users.lookup(Address("nobody", "example.org")) is None
     assert users.lookup(Address("alice", "")) is None
+
+
+def test_local_parts_beyond_ascii(tmp_path: Path) -> None:
+    """RFC 6531: in either form of an accented letter, in either case; the domain as people or as the DNS write it."""
+    (tmp_path / "users").write_text("jürgen : jürgen@bücher.example\nδ : δοκιμή@xn--bcher-kva.example\n")
+    users = Users.load(str(tmp_path / "users"), ["xn--bcher-kva.example"], "root")
+    assert users.table.oddities == ()
+    for text in ("jürgen@bücher.example", "JÜRGEN@BÜCHER.example", "ju\u0308rgen@xn--bcher-kva.example"):
+        assert users.lookup(parse_mailbox(text)) == "jürgen"
+    assert users.lookup(parse_mailbox("ΔΟΚΙΜΉ@bücher.example")) == "δ"
+    assert users.lookup(parse_mailbox("jurgen@bücher.example")) is None
 
 
 def test_postmaster_has_a_mailbox_in_every_local_domain_and_without_one(tmp_path: Path) -> None:

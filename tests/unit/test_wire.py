@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 from collections.abc import Iterable, Iterator
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtad.smtp.wire import LINE_LIMIT, DataDecoder, HeaderScanner, LineBuffer, LineFault, dot_stuff
+from mtad.smtp.wire import LINE_LIMIT, DataDecoder, HeaderScanner, LineBuffer, LineEnds, LineFault, dot_stuff
 
 BARE = LineFault.BARE_NEWLINE
 LONG = LineFault.TOO_LONG
@@ -339,3 +340,48 @@ def test_endless_message_id_is_given_up_pa7() -> None:
     assert peak < 4 * len(chunk)
     scanner.feed(b">\r\nReceived: x\r\n\r\n")
     assert (scanner.received, scanner.message_id, scanner.done) == (1, b"", True)
+
+
+# -- LineEnds ---------------------------------------------------------------------------------------------------------
+
+
+def line_ends(chunks: Iterable[bytes], *, mend: bool) -> tuple[bytes, bool]:
+    ends = LineEnds(mend=mend)
+    kept = b"".join(ends.feed(chunk) for chunk in chunks)
+    return kept + ends.finish(), ends.bare
+
+
+@pytest.mark.parametrize(
+    ("content", "mended", "bare"),
+    [
+        (b"", b"", False),
+        (b"a\r\nb\r\n", b"a\r\nb\r\n", False),
+        (b"a", b"a\r\n", False),
+        (b"a\nb", b"a\r\nb\r\n", True),
+        (b"a\rb\r\n", b"a\r\nb\r\n", True),
+        (b"a\r", b"a\r\n", True),
+        (b"\r", b"\r\n", True),
+        (b"\n", b"\r\n", True),
+        (b"a\r\r\n", b"a\r\n\r\n", True),
+        (b"\n\r\n\r", b"\r\n\r\n\r\n", True),
+    ],
+)
+def test_line_ends(content: bytes, mended: bytes, bare: bool) -> None:
+    for chunks in ([content], [content[i : i + 1] for i in range(len(content))]):
+        assert line_ends(chunks, mend=True) == (mended, bare)
+        kept, seen = line_ends(chunks, mend=False)
+        assert seen is bare
+        assert bare or kept == mended
+
+
+@given(st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b".", b"ab"]), max_size=20), st.booleans())
+def test_line_ends_do_not_depend_on_cuts(parts: list[bytes], mend: bool) -> None:
+    """Invariant: the same for the whole as for the parts; what is mended has no bare end; nothing else is changed."""
+    content = b"".join(parts)
+    kept, bare = line_ends([content], mend=mend)
+    assert line_ends(parts, mend=mend) == (kept, bare)
+    rest = content.replace(b"\r\n", b"")
+    assert bare is (b"\r" in rest or b"\n" in rest)
+    if mend:
+        assert re.sub(rb"\r\n|\r|\n", b"\r\n", kept) == kept
+        assert kept.replace(b"\r\n", b"") == rest.replace(b"\r", b"").replace(b"\n", b"")

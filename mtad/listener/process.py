@@ -1,0 +1,231 @@
+"""The listener process: accepts connections from the inherited sockets and gives each a thread.
+
+What a dialogue does not decide is decided here: how many connections there may be, of the whole server and of one client
+(421 4.7.0), counted over all listeners in `Occupancy`. What happens in a connection's thread is `mtad.listener.visit`'s.
+
+SIGTERM, or the master's death: no new connections; a session that has no transaction under way gets 421 4.3.2, the others
+finish theirs first, up to ``processes.stop_timeout``.
+
+Errors: when the process or the machine runs out of descriptors, accepting pauses for a moment instead of spinning. An
+exception in a session is a bug; it is logged as panic and ends that session only.
+"""
+
+from __future__ import annotations
+
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from setproctitle import setproctitle
+
+from mtad import log
+from mtad.config import Limits
+from mtad.errors import MtadError
+from mtad.host import words
+from mtad.listener.observer import LogObserver, SpoolServices
+from mtad.listener.threads import SessionThreads
+from mtad.listener.visit import Conversation, Visit
+from mtad.net.connection import Connection
+from mtad.net.listening import ListeningSocket
+from mtad.occupancy import Occupancy
+from mtad.policy import Policy
+from mtad.reply import Reply, reply
+from mtad.runtime import Runtime
+from mtad.session.dialogue import Dialogue
+from mtad.session.state import Client, Site
+from mtad.signals import Signals
+from mtad.spool.queues import Spool
+from mtad.tls.connection import TlsConnection
+
+#: Connections taken from one socket before the others are looked at.
+_BATCH: Final = 64
+#: Seconds without accepting after the process has run out of descriptors or memory.
+_OUT_OF_RESOURCES: Final = 0.1
+#: Seconds between two complaints about that.
+_COMPLAIN_AGAIN: Final = 30.0
+#: Stacks of session threads. Address space only; what is used of it is some 20 KiB.
+_STACK: Final = 256 * 1024
+
+#: Whom a relay trusts that names nobody: it may be bound to loopback only.
+LOOPBACK: Final = ("127.0.0.0/8", "::1/128")
+
+_NO_THREAD: Final = reply(421, "4.3.2", "Error: server is too busy, try again later")
+
+
+class Service(msgspec.Struct, frozen=True):
+    """One socket, and what its clients find there."""
+
+    socket: ListeningSocket
+    site: Site
+    patience: float | None
+    """Seconds for which the greeting is held back to see whether the client waits for it; None: it need not."""
+
+
+class ListenerProcess:
+    """One listener process from start to end."""
+
+    def __init__(self, runtime: Runtime, row: int, spool: Spool, signals: Signals) -> None:
+        """``row`` is this process's in the occupancy table."""
+        config = runtime.config
+        self._runtime = runtime
+        self._limits: Limits = config.limits
+        self._occupancy: Occupancy = runtime.occupancy
+        self._row = row
+        self._signals = signals
+        self._services = SpoolServices(spool)
+        self._observer = LogObserver()
+        self._services_of: dict[int, Service] = {}
+        sites = [
+            Site(
+                config.hostname,
+                config.limits,
+                Policy(
+                    runtime.users,
+                    config.local.domains,
+                    listener.service,
+                    listener.trusted or LOOPBACK,
+                    config.local.senders,
+                ),
+                listener.tls,
+                logins=runtime.passwords if listener.service != "relay" else None,
+                guard=runtime.throttle,
+                auth_without_tls=listener.auth_without_tls == "loopback",
+                bare_line_ends=listener.bare_line_ends,
+            )
+            for listener in config.listener
+        ]
+        for index, socket in runtime.sockets:
+            listener = config.listener[index]
+            # Where TLS comes first it is the client's turn; what it says too early is no use to it.
+            watched = listener.service == "mx" and listener.tls != "implicit"
+            patience = float(config.limits.greeting_delay) if watched else None
+            self._services_of[socket.fileno()] = Service(socket, sites[index], patience)
+        self._lock = threading.Lock()
+        self._visits: set[Visit] = set()
+        self._draining = False
+        self._conversation = Conversation(config.limits, runtime.tls, lambda: self._draining)
+        self._threads = SessionThreads(self._serve)
+        self._complaint_due = 0.0
+        self._too_many = reply(421, "4.7.0", f"{config.hostname} Error: too many connections")
+
+    def run(self) -> None:
+        """Accept until told to end, then let sessions finish."""
+        poll = select.poll()
+        for fd in self._services_of:
+            poll.register(fd, select.POLLIN)
+        poll.register(self._signals.fileno(), select.POLLIN)
+        poll.register(self._runtime.lifeline.fileno(), select.POLLIN)
+        while not self._draining:
+            for fd, _ in poll.poll():
+                if fd in self._services_of:
+                    self._accept(self._services_of[fd])
+                elif fd == self._runtime.lifeline.fileno() or signal.SIGTERM in self._signals.take():
+                    self._draining = True
+        self._drain()
+
+    def _accept(self, service: Service) -> None:
+        socket = service.socket
+        for _ in range(_BATCH):
+            try:
+                accepted = socket.accept()
+                if accepted is None:
+                    return
+                connection = Connection(*accepted)
+                self._admit(connection, service)
+            except (OSError, RuntimeError) as fault:
+                # No descriptor, no memory, no thread: connections wait in the kernel until there is.
+                self._complain(f"connections on {socket.bound} have to wait: {words(fault)}")
+                time.sleep(_OUT_OF_RESOURCES)
+                return
+
+    def _complain(self, text: str) -> None:
+        now = time.monotonic()
+        if now >= self._complaint_due:
+            self._complaint_due = now + _COMPLAIN_AGAIN
+            log.warning(text)
+
+    def _admit(self, connection: Connection, service: Service) -> None:
+        slot = self._occupancy.slot(connection.address)
+        with self._lock:
+            self._occupancy.add(self._row, slot)
+        refusal: Reply | None = None
+        if self._occupancy.total() > self._limits.connections:
+            refusal = self._too_many
+        elif self._occupancy.of_client(slot) > self._limits.connections_per_client:
+            refusal = reply(421, "4.7.0", f"{self._too_many.lines[0]} from {connection.address}")
+        client = Client(connection.address)
+        if refusal is not None:
+            log.reject(str(client), "CONNECT", refusal)
+            try:
+                connection.send(refusal.encode(), 0.01)  # its buffer is empty: this does not wait
+            except MtadError:
+                pass  # gone already
+            self._leave(connection, slot)
+            return
+        dialogue = Dialogue(service.site, client, self._services, self._observer)
+        visit = Visit(connection, dialogue, service.patience, slot)
+        with self._lock:
+            self._visits.add(visit)
+        try:
+            self._threads.start(visit)
+        except RuntimeError:
+            self._conversation.last_word(visit, _NO_THREAD, "out of threads")
+            self._leave(connection, slot, visit)
+            raise
+
+    def _leave(self, connection: Connection | TlsConnection, slot: int, visit: Visit | None = None) -> None:
+        connection.close()
+        with self._lock:
+            self._occupancy.subtract(self._row, slot)
+            if visit is not None:
+                self._visits.discard(visit)
+
+    def _serve(self, visit: Visit) -> None:
+        """In the session's thread."""
+        try:
+            self._conversation.hold(visit)
+        finally:
+            self._leave(visit.connection, visit.slot, visit)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        for service in self._services_of.values():
+            service.socket.close()
+        deadline = time.monotonic() + self._runtime.config.processes.stop_timeout
+        self._end_sessions(lambda visit: visit.dialogue.waiting)
+        while self._visits and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if self._visits:
+            log.warning(f"{len(self._visits)} sessions did not finish in time and are ended")
+            self._end_sessions(lambda _: True)
+            deadline = time.monotonic() + 1.0
+            while self._visits and time.monotonic() < deadline:
+                time.sleep(0.02)
+
+    def _end_sessions(self, which: Callable[[Visit], bool]) -> None:
+        with self._lock:
+            visits = list(self._visits)
+        for visit in visits:
+            if which(visit):
+                visit.connection.stop_reading()
+
+
+def _ignored(what: sys.UnraisableHookArgs) -> None:
+    """An exception that nobody could catch. Python's ssl has one for host names (SNI) that are not ASCII; all is well."""
+    if not isinstance(what.exc_value, UnicodeDecodeError):
+        log.panic("exception that nobody could catch", what.exc_value)
+
+
+def run_listener(runtime: Runtime, row: int, spool: Spool, signals: Signals) -> None:
+    """What a listener process does, from its fork to its end."""
+    setproctitle("mtad: listener")
+    log.become("smtpd")
+    threading.stack_size(_STACK)
+    sys.unraisablehook = _ignored
+    ListenerProcess(runtime, row, spool, signals).run()

@@ -1,0 +1,187 @@
+"""How the processes of one server talk to each other."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from pathlib import Path
+
+import pytest
+
+from mtad.net.channels import (
+    MAX_PACKET,
+    Counter,
+    Lifeline,
+    Mailslot,
+    WakePipe,
+    end_sending,
+    notify,
+    packet_pair,
+)
+
+
+def _deep(tmp_path: Path) -> Path:
+    """A directory whose name is longer than a socket's may be."""
+    deep = tmp_path.joinpath(*["x" * 60] * 4)
+    deep.mkdir(parents=True)
+    return deep
+
+
+def _readable(source: Mailslot | Lifeline | WakePipe) -> bool:
+    return bool(select.select([source], [], [], 0)[0])
+
+
+def test_packets_keep_their_boundaries() -> None:
+    ours, theirs = packet_pair()
+    big = b"x" * MAX_PACKET
+    for packet in (b"one", b"two", big):
+        ours.send(packet)
+    assert [theirs.recv(MAX_PACKET) for _ in range(3)] == [b"one", b"two", big]
+    end_sending(ours)
+    assert theirs.recv(MAX_PACKET) == b""
+    theirs.send(b"still heard")
+    assert ours.recv(MAX_PACKET) == b"still heard"
+    theirs.close()
+    end_sending(ours)  # nobody is there any more; not worth a word
+    ours.close()
+
+
+def test_mailslot(tmp_path: Path) -> None:
+    path = str(_deep(tmp_path) / "slot")
+    assert not Mailslot.send(path, b"nobody is there")
+    slot = Mailslot(path)
+    assert slot.receive() is None
+    assert Mailslot.send(path, b"one")
+    assert Mailslot.send(path, b"x" * 100_000)
+    assert _readable(slot)
+    assert slot.receive() == b"one"
+    assert slot.receive() == b"x" * 100_000
+    assert slot.receive() is None
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    slot.close()
+    assert not Mailslot.send(path, b"it is dead")
+    second = Mailslot(path)  # takes over what the dead one left
+    assert Mailslot.send(path, b"two")
+    assert second.receive() == b"two"
+    second.close()
+
+
+def test_mailslot_in_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Mailslot(str(tmp_path / "missing" / "slot"))
+    assert not Mailslot.send(str(tmp_path / "missing" / "slot"), b"x")
+
+
+def test_counter(tmp_path: Path) -> None:
+    path = str(_deep(tmp_path) / "counter")
+    assert Counter.ask(path) is None
+    counter = Counter(path)
+    counter.answer(b"nobody asked")
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if Counter.ask(path) == b"x" * 50_000 else 1)
+    select.select([counter], [], [], 5)
+    counter.answer(b"x" * 50_000)
+    assert os.waitpid(pid, 0)[1] == 0
+    counter.close()
+    assert Counter.ask(path) is None
+
+
+def test_the_counter_waits_for_nobody(tmp_path: Path) -> None:
+    path = str(tmp_path / "counter")
+    counter = Counter(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as visitor:
+        visitor.connect(path)
+        counter.answer(b"x" * 10_000_000)  # cut where the buffer ends
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as visitor:
+        visitor.connect(path)
+    counter.answer(b"the visitor has gone")
+    counter.close()
+
+
+def test_wake_pipe() -> None:
+    pipe = WakePipe()
+    assert pipe.receive() == []
+    pipe.send("ID1", b"first\n")
+    pipe.send("ID2", b"second\n")
+    assert _readable(pipe)
+    assert pipe.receive() == [b"first", b"second"]
+    pipe.send("ID3", b"x" * select.PIPE_BUF + b"\n")
+    assert pipe.receive() == [b"ID3"], "what is not written in one piece is only named"
+    _close(pipe)
+
+
+def test_a_full_wake_pipe_makes_nobody_wait() -> None:
+    pipe = WakePipe()
+    line = b"x" * 4000 + b"\n"
+    for _ in range(1000):
+        pipe.send("ID", line)
+    received = 0
+    while lines := pipe.receive():
+        assert set(lines) == {line[:-1]}, "whole lines or none"
+        received += len(lines)
+    assert 10 < received < 1000
+    _close(pipe)
+
+
+def _close(pipe: WakePipe | Lifeline) -> None:
+    for fd in (pipe._read, pipe._write):
+        try:
+            os.close(fd)
+        except OSError:
+            pass  # closed in the test
+
+
+def test_lines_of_many_writers_stay_whole() -> None:
+    pipe = WakePipe()
+    pids = []
+    for letter in (b"a", b"b", b"c"):
+        pid = os.fork()
+        if pid == 0:
+            for _ in range(200):
+                pipe.send("ID", letter * 300 + b"\n")
+            os._exit(0)
+        pids.append(pid)
+    for pid in pids:
+        assert os.waitpid(pid, 0)[1] == 0
+    lines = []
+    while received := pipe.receive():
+        lines += received
+    assert sorted(lines) == sorted([letter * 300 for letter in (b"a", b"b", b"c")] * 200)
+    _close(pipe)
+
+
+def test_lifeline() -> None:
+    """It can be read once the master is gone, however it went, and not before."""
+    told, tell = os.pipe()
+    looked, look = os.pipe()
+    master = os.fork()
+    if master == 0:
+        line = Lifeline()
+        if os.fork() == 0:
+            line.hold()
+            before = _readable(line)
+            os.write(look, b"x")
+            os.write(tell, b"1" if not before and select.select([line], [], [], 10)[0] else b"0")
+            os._exit(0)
+        os.read(looked, 1)
+        os.kill(os.getpid(), 9)
+    os.waitpid(master, 0)
+    assert os.read(told, 1) == b"1"
+    os.close(look)
+    os.close(looked)
+    os.close(told)
+    os.close(tell)
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_notify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, abstract: bool) -> None:
+    name = f"@mtad-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
+    notify("nobody is there")
+    monkeypatch.setenv("NOTIFY_SOCKET", name)
+    notify("nobody is there yet")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(name.replace("@", "\0") if abstract else name)
+        notify("READY=1")
+        assert manager.recv(100) == b"READY=1"

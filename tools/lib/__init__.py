@@ -1,0 +1,1 @@
+"""The parts of the programs in tools/ that are worth a test."""

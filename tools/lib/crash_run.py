@@ -1,0 +1,214 @@
+"""The crash test: a server under load whose processes are killed at random moments, and what is left of the mail.
+
+Which process is killed when is a schedule made from a seed, so it can be repeated; what the process is doing at that moment
+cannot. After the kills the queue is drained, the server stopped in order, and all copies are counted
+(`tools.lib.crash_verdict`).
+
+`Break` does on purpose what must never happen, to show that the test would see it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from tests.peers.dns import DnsServer
+from tests.peers.mx import Mx, Script, free_port
+from tests.site import Site
+from tools.lib.crash_finds import at_exchanger, in_maildirs, in_spool
+from tools.lib.crash_load import DOMAIN, MOODY, SENDERS, STEADY, USERS, Client, Ledger, Moods
+from tools.lib.crash_verdict import Verdict, doubts, judge
+
+Role = Literal["master", "scheduler", "listener", "delivery"]
+Break = Literal["", "lose", "tear", "twice"]
+
+#: How often each role is hit; there are two listeners and two delivery processes.
+_WEIGHTS: Final[dict[Role, int]] = {"master": 2, "scheduler": 3, "listener": 3, "delivery": 5}
+#: Seconds between two kills: from at once to this.
+_LONGEST_WAIT: Final = 0.8
+#: Seconds within which the queue must be empty after the kills, but for what stays.
+DRAIN_TIMEOUT: Final = 60.0
+
+_STEADY_ADDRESS: Final = "127.0.0.21"
+_MOODY_ADDRESS: Final = "127.0.0.22"
+
+
+class Kill(msgspec.Struct, frozen=True):
+    """One kill: after how many seconds, a process of which role, and which of them (0 <= which < 1)."""
+
+    wait: float
+    role: Role
+    which: float
+
+
+def schedule(seed: int, kills: int) -> list[Kill]:
+    """The kills that a seed brings."""
+    chance = random.Random(seed)
+    roles = list(_WEIGHTS)
+    return [
+        Kill(chance.uniform(0.0, _LONGEST_WAIT), chance.choices(roles, list(_WEIGHTS.values()))[0], chance.random())
+        for _ in range(kills)
+    ]
+
+
+class CrashTest:
+    """One crash test in a directory of its own."""
+
+    def __init__(
+        self,
+        root: Path,
+        seed: int,
+        kills: int,
+        *,
+        clients: int = 6,
+        pause: float = 0.03,
+        broken: Break = "",
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """``pause``: of each client between two messages, mean, in seconds; ``say`` takes lines about the progress."""
+        self._root = root
+        self._seed = seed
+        self._kills = schedule(seed, kills)
+        self._clients = clients
+        self._pause = pause
+        self._broken = broken
+        self._say = say
+        self._stop = threading.Event()
+
+    def run(self) -> Verdict:
+        """Do it all.
+
+        Raises:
+            AssertionError: the server does not start or does not stop.
+        """
+        port = free_port([_STEADY_ADDRESS, _MOODY_ADDRESS])
+        zones = {
+            STEADY: {"MX": ["10 mx.steady.test."]},
+            "mx.steady.test": {"A": [_STEADY_ADDRESS]},
+            MOODY: {"MX": ["10 mx.moody.test."]},
+            "mx.moody.test": {"A": [_MOODY_ADDRESS]},
+        }
+        with (
+            DnsServer(zones) as dns,
+            Mx(_STEADY_ADDRESS, port) as steady,
+            Mx(_MOODY_ADDRESS, port, Script(rcpt=Moods())) as moody,
+        ):
+            site = self._site(dns.address, port)
+            ledger = Ledger(self._root / "ledger")
+            try:
+                site.start()
+                with self._load(site, ledger):
+                    self._kill_all(site, ledger)
+                self._say(f"{ledger.acknowledged()} messages acknowledged, draining the queue")
+                if self._broken == "lose":
+                    self._lose(site)
+                stuck = drain(site)
+            finally:
+                ledger.close()
+                if site.process is not None:
+                    site.stop()
+            self._spoil(site)
+            copies = [*in_maildirs(site.mail_root), *in_spool(site.spool_path)]
+            copies += [copy for exchanger in (steady, moody) for copy in at_exchanger(exchanger.messages)]
+            return judge(ledger.messages(), copies, doubts(site.log()), stuck)
+
+    def _site(self, dns: str, port: int) -> Site:
+        return Site(
+            self._root / "site",
+            dns=dns,
+            port=port,
+            users=(*USERS, *SENDERS),
+            retry={"minimum": "1s", "destination_pause": "1s"},
+            local={"domains": [DOMAIN]},
+        )
+
+    @contextmanager
+    def _load(self, site: Site, ledger: Ledger) -> Iterator[None]:
+        def address() -> tuple[str, int]:
+            return site.address("relay")
+
+        clients = [Client(number, self._seed, ledger, address, self._stop, self._pause) for number in range(self._clients)]
+        for client in clients:
+            client.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            for client in clients:
+                client.join()
+
+    def _kill_all(self, site: Site, ledger: Ledger) -> None:
+        started = time.monotonic()
+        for number, kill in enumerate(self._kills, 1):
+            time.sleep(kill.wait)
+            what = self._kill(site, kill)
+            took = time.monotonic() - started
+            self._say(f"{took:6.1f} s  kill {number}/{len(self._kills)}: {what}; {ledger.acknowledged()} acknowledged")
+        time.sleep(_LONGEST_WAIT / 2)
+
+    def _kill(self, site: Site, kill: Kill) -> str:
+        if kill.role == "master":
+            assert site.process is not None
+            pid = site.process.pid
+            site.kill()
+            site.start()
+            return f"master {pid}, started again"
+        for role in dict.fromkeys((kill.role, "delivery", "listener", "scheduler")):
+            pids = site.deliveries() if role == "delivery" else site.pids(role)
+            if pids:
+                pid = pids[int(kill.which * len(pids))]
+                os.kill(pid, signal.SIGKILL)
+                return f"{role} {pid}"
+        return "nobody, since nobody was there"
+
+    def _lose(self, site: Site) -> None:
+        """Delete a queue file."""
+        site.stop()
+        deferred = site.spool_path / "deferred"
+        names = site.files("deferred")
+        assert names, "nothing is deferred: there is nothing to lose"
+        (deferred / random.Random(self._seed).choice(names)).unlink()
+        site.start()
+
+    def _spoil(self, site: Site) -> None:
+        """Damage, or double, a delivered message."""
+        if self._broken not in {"tear", "twice"}:
+            return
+        victim = random.Random(self._seed).choice(stored(site.mail_root, USERS))
+        if self._broken == "tear":
+            os.truncate(victim, victim.stat().st_size - 1)
+        else:
+            shutil.copy(victim, victim.with_name(victim.name + ".copy"))
+
+
+def stored(mail_root: Path, users: Sequence[str]) -> list[Path]:
+    """The files in the mailboxes of these users."""
+    return sorted(path for user in users for path in (mail_root / user / "new").glob("*"))
+
+
+def drain(site: Site, timeout: float = DRAIN_TIMEOUT) -> list[str]:
+    """Flush until nothing but what stays is in the queue; what else is after ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        left = [
+            f"{row['queue_name']}/{row['queue_id']} for {recipient['address']}: {recipient.get('delay_reason', '')}"
+            for row in site.queue()
+            for recipient in row["recipients"]
+            if not recipient["address"].startswith("stay-")
+        ]
+        busy = [f"{queue}/{name}" for queue in ("incoming", "active") for name in site.files(queue)]
+        if not (left or busy) or time.monotonic() > deadline:
+            return left or busy
+        result = site.run("mtad-flush")
+        assert result.returncode == 0, result.stderr
+        time.sleep(0.3)

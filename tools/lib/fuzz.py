@@ -35,11 +35,12 @@ TIME: Final = 1.0
 #: Octets of memory for one input, at their peak; an input has 64 KiB at most.
 MEMORY: Final = 32 * 1024 * 1024
 #: Every so many inputs one is tried with its memory measured, which takes several times as long.
-MEASURED: Final = 64
+MEASURED: Final = 256
 #: Octets of address space on top of what is there when a campaign begins: past that an input gets a MemoryError.
 ADDRESS_SPACE: Final = 512 * 1024 * 1024
-#: Octets that may still be in use when a campaign is over.
+#: Octets that may still be in use when a campaign is over; and what tracemalloc keeps for each time that it was used.
 LEAK: Final = 32 * 1024 * 1024
+TRACING: Final = 64 * 1024
 #: Octets of inputs that are kept for what they made happen; and of one of them, for what is made from long ones takes long.
 CORPUS: Final = 4 * 1024 * 1024
 LONGEST: Final = 8 * 1024
@@ -302,7 +303,7 @@ def campaign(
     kept = len(run.corpus) - run.seeds
     gc.collect()
     leak = _in_use() - before
-    if leak > LEAK + CORPUS and not run.findings:
+    if leak > LEAK + CORPUS + run.inputs // MEASURED * TRACING and not run.findings:
         report = f"{leak} octets are in use after {run.inputs} inputs that were not before; no single one is at fault"
         run.findings.append(Finding(target.name, b"", b"", Failure("leak", report)))
     return Result(run.inputs, took, kept, tuple(run.findings))

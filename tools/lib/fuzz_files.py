@@ -53,7 +53,7 @@ def queue(data: bytes) -> Iterable[Hashable]:
             content = b"".join(opened.chunks())
         except (QueueFileDamaged, QueueFileUnfinished) as fault:
             require(len(str(fault)) < 2000, "a fault as long as a file")
-            return {(type(fault).__name__, re.sub(r"[0-9`].*", "", str(fault)))}
+            return {(type(fault).__name__, re.sub(r"[0-9`'].*", "", str(fault), flags=re.DOTALL)[:60])}
         head = message.head
         require(len(content) == head.content_size and zlib.crc32(content) == head.content_crc, "another content")
         envelope = encode_envelope(message.envelope)

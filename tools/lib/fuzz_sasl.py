@@ -23,6 +23,8 @@ _NOBODY: Final = derive("nobody's", b"salt of nobody..", 4096)
 _BINDINGS: Final = {"tls-exporter": b"e" * 32, "tls-server-end-point": b"s" * 32}
 #: What a nonce is made of; the other side's begins with ours, or the other way round.
 _CLIENT, _SERVER = "clientsnonce", "serversnonce"
+#: Rounds that take so long, and cannot be interrupted, that nothing else would be tried; a tenth of them is slow enough.
+_ENDLESS: Final = re.compile(rb"i=0*[1-9][0-9]{7}")
 _NAMES: Final = ("SCRAM-SHA-256-PLUS", "SCRAM-SHA-256", "XOAUTH2", "PLAIN", "LOGIN")
 
 
@@ -69,7 +71,8 @@ def _serve(name: str, messages: Sequence[bytes], bindings: dict[str, bytes]) -> 
         if claim.proven:
             require(claim.login == "alice", "somebody else has logged in")
             said = b"".join(messages)
-            require(_PASSWORD.encode() in said or any(proof in said for proof in _proofs()), "believed without a proof")
+            proven = any(map(_is_password, messages)) or any(proof in said for proof in _proofs())
+            require(proven, "believed without a proof")
         return f"claim {claim.proven}"
     except SaslFault as fault:
         return re.sub(r"[^a-zA-Z ].*", "", str(fault))[:12]
@@ -77,7 +80,17 @@ def _serve(name: str, messages: Sequence[bytes], bindings: dict[str, bytes]) -> 
     return "not finished"
 
 
+def _is_password(message: bytes) -> bool:
+    """Whether a message is the password, or ends with it behind a NUL, in any way to write it."""
+    try:
+        return prepare(message.rpartition(b"\0")[2].decode("utf-8")) == _PASSWORD
+    except (SaslFault, UnicodeDecodeError):
+        return False
+
+
 def _ask(name: str, messages: Sequence[bytes], bindings: dict[str, bytes]) -> str:
+    if _ENDLESS.search(b"".join(messages)):
+        return "not tried"
     try:
         mechanism = client_mechanism(name, "alice", _PASSWORD, bindings, nonce=_CLIENT)
         for message in messages:

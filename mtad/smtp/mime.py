@@ -206,7 +206,11 @@ class _Parser:
             yield Event(What.ENCODING if encoding else What.FIELD, self._part, piece)
         else:
             yield self._end_header(header, b"")
-            if self._header is not None:
+            # The header has just told the boundary, and this line may be the first one.
+            container = self._bounded(piece) if at_start and piece[:2] == b"--" else None
+            if container is not None:
+                yield from self._boundary(container, piece)
+            elif self._header is not None:
                 yield from self._in_header(self._header, piece, at_start)
             else:
                 yield from self._in_body(piece)

@@ -55,6 +55,9 @@ _BASE64: Final = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-
 
 SCRAM: Final = "SCRAM-SHA-256"
 PLUS: Final = "SCRAM-SHA-256-PLUS"
+#: Rounds of a key derivation that a server may ask of us: recommended for SHA-256 today, some tenths of a second.
+#: Without a bound a hostile server could hold a thread for minutes.
+_MOST_ROUNDS: Final = 600_000
 
 
 class SaslFault(MtadError):
@@ -321,6 +324,16 @@ def _client_login(login: str, secret: str, _bindings: Mapping[str, bytes], _nonc
     yield _Said(secret.encode(), last=True)
 
 
+def _bear_rounds(challenge: str) -> None:
+    """Refuse a server that asks for more rounds (RFC 5802 section 5.1, iteration-count) than an honest one would."""
+    for attribute in challenge.split(","):
+        digits = attribute[2:]
+        if attribute.startswith("i=") and (len(digits) > len(str(_MOST_ROUNDS)) or not digits.isdecimal()):
+            raise SaslFault("the server's iteration count is no number, or too large")
+        if attribute.startswith("i=") and int(digits) > _MOST_ROUNDS:
+            raise SaslFault(f"the server asks for {digits} rounds")
+
+
 def _client_scram(
     login: str, secret: str, bindings: Mapping[str, bytes], nonce: str, mechanism: str = SCRAM
 ) -> _ClientSteps:
@@ -329,7 +342,9 @@ def _client_scram(
         raise SaslFault("no channel to bind to")
     client = ScramClient([mechanism], login, secret, channel_binding=binding, c_nonce=nonce)
     first = yield _Said(client.get_client_first().encode())
-    client.set_server_first(_text(first))
+    challenge = _text(first)
+    _bear_rounds(challenge)
+    client.set_server_first(challenge)
     final = yield _Said(client.get_client_final().encode())
     client.set_server_final(_text(final))
     yield _Said(b"", last=True)

@@ -246,7 +246,7 @@ def dot_stuff(chunks: Iterable[bytes]) -> Iterator[bytes]:
 _RECEIVED: Final = re.compile(rb"\r\n[Rr][Ee][Cc][Ee][Ii][Vv][Ee][Dd]:")
 _MESSAGE_ID_NAME: Final = re.compile(rb"\r\n[Mm][Ee][Ss][Ss][Aa][Gg][Ee]-[Ii][Dd]:")
 # unfolded when the value stands on a line of its own, as some programs write it
-_MESSAGE_ID: Final = re.compile(_MESSAGE_ID_NAME.pattern + rb"(?:[ \t]*\r\n(?=[ \t]))?[ \t]*([^\r\n]+)\r\n")
+_MESSAGE_ID: Final = re.compile(_MESSAGE_ID_NAME.pattern + rb"(?:[ \t]*\r\n(?=[ \t]))?[ \t]*([^\r\n \t][^\r\n]*)\r\n")
 
 _LONGEST_NAME: Final = len(b"\r\nMessage-ID:")
 
@@ -290,7 +290,9 @@ class HeaderScanner:
             return hold
         match = _MESSAGE_ID.match(data, name.start(), stop)
         if match is not None:
-            self.message_id = match[1].rstrip(b" \t")
+            # One that is too long is none, whether it came in one piece or in many.
+            if match.end() - name.start() <= MESSAGE_ID_LIMIT:
+                self.message_id = match[1].rstrip(b" \t")
         elif stop - name.start() <= MESSAGE_ID_LIMIT and not self.done:
             return min(hold, name.start())
         self._wants_id = False

@@ -48,6 +48,11 @@ _EVENT_HEAD: Final = re.compile(rb"([0-9a-f]{8}) ([0-9a-f]{8}) ")
 _EVENT_HEAD_SIZE: Final = 18
 _EVENT_HEAD_START: Final = re.compile(rb"[0-9a-f]{0,8}|[0-9a-f]{8} [0-9a-f]{0,8}")
 
+#: What msgspec raises for JSON that is none: also text that is no UTF-8, and lists in lists without end.
+_UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+#: Characters of its words that are told: they may quote the file, and with it whoever wrote it.
+_FAULT_WORDS: Final = 200
+
 _encoder: Final = msgspec.json.Encoder()
 _envelope_decoder: Final = msgspec.json.Decoder(Envelope)
 _event_decoder: Final = msgspec.json.Decoder(Event)
@@ -110,8 +115,8 @@ def parse_head(data: bytes) -> Head:
         raise QueueFileDamaged("the checksum of the envelope is wrong")
     try:
         envelope = _envelope_decoder.decode(encoded)
-    except msgspec.MsgspecError as fault:
-        raise QueueFileDamaged(f"the envelope does not decode: {fault}") from fault
+    except _UNDECODABLE as fault:
+        raise QueueFileDamaged(f"the envelope does not decode: {str(fault)[:_FAULT_WORDS]}") from fault
     return Head(envelope, PREAMBLE_SIZE + size + 1, content_size, content_crc)
 
 
@@ -159,8 +164,8 @@ def parse_events(data: bytes, recipients: int) -> list[Event]:
             raise QueueFileDamaged("the checksum of a record is wrong")
         try:
             event = _event_decoder.decode(encoded)
-        except msgspec.MsgspecError as fault:
-            raise QueueFileDamaged(f"a record does not decode: {fault}") from fault
+        except _UNDECODABLE as fault:
+            raise QueueFileDamaged(f"a record does not decode: {str(fault)[:_FAULT_WORDS]}") from fault
         if any(not 0 <= index < recipients for index in _indexes(event)):
             raise QueueFileDamaged("a record names a recipient that is not in the envelope")
         events.append(event)

@@ -33,16 +33,7 @@ REGRESSIONS: Final = Path(__file__).parents[1] / "fuzz" / "regressions"
 INPUTS: Final = sorted(path for path in REGRESSIONS.glob("*/*"))
 
 #: Findings that are reported and not mended yet: words of the report, and the inputs that show it.
-KNOWN: Final[dict[str, dict[str, tuple[str, ...]]]] = {
-    "content": {"a conversion that needs another one": ("boundary-ends-header",)},
-    "sasl": {"pbkdf2_hmac": ("many-rounds",)},
-    "lines": {"what is found depends on how octets were cut": ("long-message-id", "folded-message-id")},
-    "queue": {
-        "UnicodeDecodeError": ("envelope-not-utf8", "event-not-utf8"),
-        "RecursionError": ("envelope-nested",),
-        "a fault as long as a file": ("event-with-a-long-word",),
-    },
-}
+KNOWN: Final[dict[str, dict[str, tuple[str, ...]]]] = {}
 
 
 def known(path: Path) -> bool:

@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import ipaddress
 import mmap
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
 _SLOTS: Final = 65536
+#: Addresses whose slot a process remembers.
+_REMEMBERED: Final = 4096
 #: Rows: the most listeners that a configuration may ask for, twice over, so that a reload's old ones may drain meanwhile.
 ROWS: Final = 128
 _ROW: Final = 1 + _SLOTS
@@ -38,6 +41,8 @@ class Occupancy:
     def __init__(self, key: bytes) -> None:
         """Make the mapping: 32 MiB of address space, of which only the pages that are used take memory."""
         self._key = key
+        #: The slot of a client's network, 1 to 65,536; remembered, since a busy client asks for it again and again.
+        self.slot = lru_cache(maxsize=_REMEMBERED)(self._slot)
         self._map = mmap.mmap(-1, ROWS * _ROW * 4)
         self._cells = memoryview(self._map).cast("I")
         self._used: set[int] = set()
@@ -68,8 +73,7 @@ class Occupancy:
         self._map[row * _ROW * 4 : (row + 1) * _ROW * 4] = bytes(_ROW * 4)
         self._used.discard(row)
 
-    def slot(self, address: str) -> int:
-        """The slot of a client's network, 1 to 65,536."""
+    def _slot(self, address: str) -> int:
         digest = blake2b(client_network(address).encode(), digest_size=2, key=self._key).digest()
         return 1 + int.from_bytes(digest)
 

@@ -22,7 +22,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 from enum import Enum
-from typing import Literal, Protocol
+from functools import lru_cache
+from typing import Final, Literal, Protocol
 
 from mtad.address import Address
 from mtad.config_rules import parse_sender
@@ -37,6 +38,10 @@ class Users(Protocol):
 
     def lookup(self, address: Address) -> str | None:
         """The name of the user who has this address, or None. Without regard to case."""
+
+
+#: Client addresses of which a process remembers whether they are trusted: asked for each connection, and dear to compute.
+_REMEMBERED: Final = 4096
 
 
 class Verdict(Enum):
@@ -79,21 +84,24 @@ class Policy:
         self._domains = frozenset(self._ordered)
         self._trusted = tuple(ipaddress.ip_network(network) for network in trusted)
         self._senders = frozenset(map(parse_sender, senders))
+        #: Whether a client at this address may relay; an IPv4 address mapped into IPv6 counts as what it is.
+        self.trusts = lru_cache(maxsize=_REMEMBERED)(self._trusts)
 
     @property
     def first_domain(self) -> str:
         """The local domain that a bare postmaster belongs to; "" when no domain is local."""
         return self._ordered[0] if self._ordered else ""
 
-    def trusts(self, address: str) -> bool:
-        """Whether a client at this address may relay; an IPv4 address mapped into IPv6 counts as what it is."""
+    def _trusts(self, address: str) -> bool:
+        if self.service != "relay":
+            return False
         try:
             client = ipaddress.ip_address(address)
         except ValueError:
             return False
         if isinstance(client, ipaddress.IPv6Address):
             client = client.ipv4_mapped or client
-        return self.service == "relay" and any(client in network for network in self._trusted)
+        return any(client in network for network in self._trusted)
 
     def owns(self, login: str, sender: Address) -> bool:
         """Whether a login may send as this address; as nobody (``<>``) may everybody who may send at all."""

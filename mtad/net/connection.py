@@ -73,7 +73,8 @@ class Connection:
 
     def __init__(self, connected: socket.socket, address: str, port: int) -> None:
         """Take over a connected socket, which becomes blocking; ``address`` and ``port`` are the peer's."""
-        connected.settimeout(None)
+        if connected.gettimeout() is not None:  # an accepted one blocks already; to say so again is a system call
+            connected.settimeout(None)
         self._socket = connected
         self._receive_timeout = 0.0
         self._send_timeout = 0.0

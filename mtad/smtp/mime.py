@@ -117,7 +117,8 @@ class _Header:
                 self._values[self.name] = bytearray()
         value = self._values.get(self.name)
         if value is not None and len(value) < FIELD_LIMIT:
-            value += line[: FIELD_LIMIT - len(value)]
+            # NUL goes out as a blank, and is read as what it will be.
+            value += line[: FIELD_LIMIT - len(value)].replace(b"\0", b" ")
         return True
 
     def describe(self, part: Part) -> None:

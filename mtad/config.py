@@ -250,6 +250,9 @@ class Processes(_Section, frozen=True):
     """The processes of the server."""
 
     listeners: Annotated[int, Meta(description="Listener processes.", ge=1, le=64)] = 2
+    processors: Annotated[
+        Literal["one", "any"], Meta(description="one: each listener and delivery process stays on one, which is cheaper.")
+    ] = "one"
     stop_timeout: Annotated[
         Duration, _seconds("How long `mtad stop` lets sessions and deliveries finish what they are at.", least=0)
     ] = Duration(30.0)

@@ -26,7 +26,7 @@ from setproctitle import setproctitle
 from mtad import log
 from mtad.config import Limits
 from mtad.errors import MtadError
-from mtad.host import words
+from mtad.host import stay_on_processor, words
 from mtad.listener.observer import LogObserver, SpoolServices
 from mtad.listener.threads import SessionThreads
 from mtad.listener.visit import Conversation, Visit
@@ -227,5 +227,7 @@ def run_listener(runtime: Runtime, row: int, spool: Spool, signals: Signals) -> 
     setproctitle("mtad: listener")
     log.become("smtpd")
     threading.stack_size(_STACK)
+    if runtime.config.processes.processors == "one":
+        stay_on_processor(row)
     sys.unraisablehook = _ignored
     ListenerProcess(runtime, row, spool, signals).run()

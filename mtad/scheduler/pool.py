@@ -61,8 +61,8 @@ class Slot:
 class DeliveryPool:
     """All delivery processes of one scheduler; used by its one thread."""
 
-    def __init__(self, processes: int, threads: int, run: Callable[[PacketSocket], None]) -> None:
-        """``run`` is what a delivery process does with its end of the channel; it is called after the fork."""
+    def __init__(self, processes: int, threads: int, run: Callable[[PacketSocket, int], None]) -> None:
+        """``run`` is what a delivery process does with its end of the channel and its number, after the fork."""
         self._slots = [Slot(number) for number in range(processes)]
         self._threads = threads
         self._run = run
@@ -191,7 +191,7 @@ class DeliveryPool:
             for other in self._slots:
                 if other.channel is not None:
                     other.channel.close()
-            _never_return(self._run, theirs)
+            _never_return(self._run, theirs, slot.number)
         theirs.close()
         ours.setblocking(False)
         slot.channel = ours
@@ -206,10 +206,10 @@ class DeliveryPool:
         slot.not_before = now + slot.pause
 
 
-def _never_return(run: Callable[[PacketSocket], None], channel: PacketSocket) -> None:
+def _never_return(run: Callable[[PacketSocket, int], None], channel: PacketSocket, number: int) -> None:
     code = 70  # EX_SOFTWARE
     try:
-        run(channel)
+        run(channel, number)
         code = 0
     except BaseException as bug:
         log.panic("delivery process ends", bug)

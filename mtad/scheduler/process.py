@@ -23,6 +23,7 @@ import msgspec
 from mtad.delivery.jobs import Job
 from mtad.delivery.process import run_delivery
 from mtad.errors import QueueFileDamaged, SpoolBusy
+from mtad.host import stay_on_processor
 from mtad.net.channels import PacketSocket
 from mtad.runtime import Runtime
 from mtad.scheduler.pool import DeliveryPool, Slot
@@ -198,9 +199,11 @@ class SchedulerProcess:
             )
             self._scheduler.died(gone.jobs, how)
 
-    def _deliver(self, channel: PacketSocket) -> None:
-        """In the child: become a delivery process."""
+    def _deliver(self, channel: PacketSocket, number: int) -> None:
+        """In the child: become the delivery process with this number."""
         os.close(self._lock)
+        if self._runtime.config.processes.processors == "one":
+            stay_on_processor(-1 - number)  # listeners begin at the other end
         run_delivery(self._runtime, channel)
 
     # -- scans --------------------------------------------------------------------------------------------------------

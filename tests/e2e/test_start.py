@@ -55,6 +55,26 @@ def test_the_scheduler_spawns_delivery_processes(tmp_path: Path) -> None:
         assert {title(pid) for pid in site.deliveries()} == {"mtad: delivery"}
 
 
+@pytest.mark.parametrize("processors", ["one", "any"])
+def test_listeners_and_deliveries_stay_on_a_processor_each(tmp_path: Path, processors: str) -> None:
+    """``processes.processors``: one for each, another one for the next; the others go anywhere."""
+    machine = os.sched_getaffinity(0)
+    site = Site(tmp_path)
+    site.configure(processes={"processors": processors})
+    with site:
+        site.send("a@sender.test", "alice@example.org", MESSAGE)
+        site.await_mail("alice")
+        listeners, deliveries = [
+            [os.sched_getaffinity(pid) for pid in pids] for pids in (site.pids("listener"), site.deliveries())
+        ]
+        assert os.sched_getaffinity(site.pids("scheduler")[0]) == machine
+        assert [len(where) for where in listeners + deliveries] == [1 if processors == "one" else len(machine)] * (
+            2 + len(deliveries)
+        )
+        if processors == "one" and len(machine) > 1:
+            assert listeners[0] != listeners[1]
+
+
 def test_as_many_descriptors_as_the_machine_allows(tmp_path: Path) -> None:
     """Connections are limited by the configuration, not by the soft limit that a shell gives."""
 

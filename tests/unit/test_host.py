@@ -114,6 +114,20 @@ def test_descriptors() -> None:
     assert _in_child(act)
 
 
+def test_a_process_stays_on_one_processor() -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+
+    def stays(number: int) -> int:
+        os.sched_setaffinity(0, allowed)
+        host.stay_on_processor(number)
+        [processor] = os.sched_getaffinity(0)
+        return processor
+
+    assert _in_child(lambda: stays(0) == stays(len(allowed)) == allowed[0])
+    assert _in_child(lambda: stays(-1) == allowed[-1])
+    assert _in_child(lambda: {stays(number) for number in range(len(allowed))} == set(allowed))
+
+
 def test_orphans_become_ours() -> None:
     """As a delivery process does whose scheduler was killed."""
 

@@ -19,7 +19,7 @@ from mtad.scheduler.pool import FIRST_PAUSE, LONGEST_PAUSE, SILENCE, YOUNG, Deli
 OK = Delivered("2.0.0", "sent")
 
 
-def obey(channel: PacketSocket) -> None:
+def obey(channel: PacketSocket, _number: int) -> None:
     """A delivery process that does what the destination of each job says."""
     while packet := channel.recv(MAX_PACKET):
         job = job_decoder.decode(packet)

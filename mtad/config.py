@@ -202,9 +202,9 @@ class Retry(_Section, frozen=True):
         Duration(5 * DAY)
     )
     bounce_lifetime: Annotated[Duration, _seconds("The same for reports.", least=0)] = Duration(5 * DAY)
-    warn_after: Annotated[Duration, _seconds("Tell the sender about a delay after this time; 0s: never.", least=0)] = (
-        Duration(0.0)
-    )
+    warn_after: Annotated[
+        Duration, _seconds("Tell the sender, once, about mail that waits for longer; 0s: never.", least=0)
+    ] = Duration(0.0)
     destination_pause: Annotated[
         Duration, _seconds("How long a destination that cannot be reached is left alone before it is tried again.", least=0)
     ] = Duration(60.0)
@@ -289,11 +289,6 @@ class Config(_Section, frozen=True):
         """True for the built-in development defaults, which alone keep the users file inside the spool."""
         return self.local.users == f"{self.spool}/users"
 
-
-#: Settings that are read and checked, but have no effect in this version, with the reason.
-WITHOUT_EFFECT: Final = {
-    "retry.warn_after": "there are no notices about delays yet",
-}
 
 Kind = Literal["text", "path", "list", "integer", "choice", "duration", "size"]
 

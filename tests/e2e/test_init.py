@@ -118,7 +118,7 @@ def test_a_server_that_cannot_start_never_says_ready(tmp_path: Path, manager: Ma
 
 
 class Unit(configparser.RawConfigParser):
-    """A unit file, whose keys may stand more than once: their values are joined by a space."""
+    """A unit file, whose keys may stand more than once: their values are joined by line ends."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(strict=False, interpolation=None, delimiters=("=",), comment_prefixes=("#",))
@@ -135,7 +135,7 @@ class Unit(configparser.RawConfigParser):
             section, _, key = name.partition(".")
             if not self.has_section(section):
                 self.add_section(section)
-            self.set(section, key, " ".join(parts))
+            self.set(section, key, "\n".join(parts))
 
 
 @pytest.fixture
@@ -229,12 +229,10 @@ def allowed_calls(filters: str) -> set[str]:
         return set().union(*map(expand, groups[name])) if name.startswith("@") else {name}
 
     allowed: set[str] = set()
-    deny = False
-    for word in filters.split():
-        # A value that begins with ~ is a list of what is denied; it reaches to the next such sign, or to the end.
-        deny = deny or word.startswith("~")
-        calls = expand(word.lstrip("~"))
-        allowed = allowed - calls if deny else allowed | calls
+    for value in filters.splitlines():
+        # A value that begins with ~ is a list of what is denied.
+        calls = set().union(*map(expand, value.lstrip("~").split()))
+        allowed = allowed - calls if value.startswith("~") else allowed | calls
     return allowed
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mtad.config import WITHOUT_EFFECT, Config, Setting, sections, subsections
+from mtad.config import Config, Setting, sections, subsections
 from mtad.config_values import decode, duration, duration_text, size, size_text
 from mtad.configfile import parse
 
@@ -46,14 +46,10 @@ def test_every_default_is_within_its_bounds() -> None:
             assert row.default in row.choices, name
 
 
-def test_every_setting_is_used_or_known_to_be_without_effect() -> None:
+def test_every_setting_is_used() -> None:
     code = "\n".join(path.read_text() for path in (ROOT / "mtad").rglob("*.py") if path.name not in NOT_USERS)
     unused = {name for name, row in every_setting() if not re.search(rf"[.\"]{row.name}\b", code)}
-    assert unused - WITHOUT_EFFECT.keys() == set()
-
-
-def test_what_is_without_effect_exists() -> None:
-    assert WITHOUT_EFFECT.keys() <= {name for name, _ in every_setting()}
+    assert unused == set()
 
 
 def test_the_documents_are_fresh() -> None:

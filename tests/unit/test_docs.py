@@ -30,6 +30,9 @@ NAMES: Final = (
     "docs/architecture.md",
     "docs/configuration.md",
     "docs/operating.md",
+    "docs/reliability.md",
+    "docs/speed.md",
+    "docs/standards.md",
     "init/README.md",
     "spool/README.md",
 )

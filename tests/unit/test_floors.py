@@ -18,7 +18,7 @@ ROOT: Final = Path(__file__).parents[2] / "mtad"
 
 #: Modules and packages (below ``mtad.``) by floor. A package stands for everything in it.
 FLOORS: Final[tuple[frozenset[str], ...]] = (
-    frozenset({"errors", "address", "reply", "envelope", "outcome", "progress"}),
+    frozenset({"errors", "address", "reply", "envelope", "outcome", "progress", "desk"}),
     frozenset({"smtp", "dsn", "retry", "config", "configfile", "config_lines", "config_rules", "config_values"}),
     frozenset({"spool", "net", "tls", "resolver", "users", "log", "log_sinks", "metrics", "occupancy", "signals", "host"})
     | {"passwords", "throttle"},

@@ -14,6 +14,7 @@ import msgspec
 from mtad.check import Findings, check
 from mtad.cli.common import EX_CONFIG, Source, config_option, explained, fail, version_option
 from mtad.cli.daemon import detach
+from mtad.cli.explain import explain
 from mtad.cli.passwd import passwd
 from mtad.cli.times import age, plural
 from mtad.config import Config, Processes
@@ -240,6 +241,7 @@ def check_command(config: str | None) -> None:
 
 
 main.add_command(passwd)
+main.add_command(explain)
 
 
 def _say(warnings: Iterable[object]) -> None:

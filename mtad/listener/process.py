@@ -33,10 +33,10 @@ from mtad.listener.visit import Conversation, Visit
 from mtad.net.connection import Connection
 from mtad.net.listening import ListeningSocket
 from mtad.occupancy import Occupancy
-from mtad.policy import Policy
 from mtad.reply import Reply, reply
 from mtad.runtime import Runtime
 from mtad.session.dialogue import Dialogue
+from mtad.session.site import site_of
 from mtad.session.state import Client, Site
 from mtad.signals import Signals
 from mtad.spool.queues import Spool
@@ -50,9 +50,6 @@ _OUT_OF_RESOURCES: Final = 0.1
 _COMPLAIN_AGAIN: Final = 30.0
 #: Stacks of session threads. Address space only; what is used of it is some 20 KiB.
 _STACK: Final = 256 * 1024
-
-#: Whom a relay trusts that names nobody: it may be bound to loopback only.
-LOOPBACK: Final = ("127.0.0.0/8", "::1/128")
 
 _NO_THREAD: Final = reply(421, "4.3.2", "Error: server is too busy, try again later")
 
@@ -81,23 +78,7 @@ class ListenerProcess:
         self._observer = LogObserver()
         self._services_of: dict[int, Service] = {}
         sites = [
-            Site(
-                config.hostname,
-                config.limits,
-                Policy(
-                    runtime.users,
-                    config.local.domains,
-                    listener.service,
-                    listener.trusted or LOOPBACK,
-                    config.local.senders,
-                ),
-                listener.tls,
-                logins=runtime.passwords if listener.service != "relay" else None,
-                guard=runtime.throttle,
-                auth_without_tls=listener.auth_without_tls == "loopback",
-                bare_line_ends=listener.bare_line_ends,
-            )
-            for listener in config.listener
+            site_of(config, listener, runtime.users, runtime.passwords, runtime.throttle) for listener in config.listener
         ]
         for index, socket in runtime.sockets:
             listener = config.listener[index]

@@ -24,7 +24,7 @@ FLOORS: Final[tuple[frozenset[str], ...]] = (
     | {"passwords", "throttle"},
     frozenset({"nexthop", "policy", "routing", "runtime"}),
     frozenset({"session", "delivery"}),
-    frozenset({"listener", "scheduler", "check"}),
+    frozenset({"listener", "scheduler", "check", "explain"}),
     frozenset({"master", "control"}),
     frozenset({"cli"}),
 )
@@ -34,7 +34,7 @@ NEIGHBOURS: Final = {
     "progress": {"outcome"},  # an attempt is one of the events
     "retry": {"config"},  # a retry policy is a section of the configuration
     "configfile": {"config", "config_lines", "config_rules", "config_values"},
-    "config_rules": {"config", "config_lines", "smtp.grammar"},  # an address is written as in a command
+    "config_rules": {"config", "config_lines", "config_values", "smtp.grammar"},  # an address is written as in a command
     "config_values": {"config"},
     "log": {"log_sinks"},
     "throttle": {"occupancy"},  # what counts as one client

@@ -6,6 +6,7 @@ itself, once in `CHECK_INTERVAL` at most and only when there is a handshake.
 
 Choice (SNI, RFC 6066 section 3): the certificate that has the name that the client asks for, else one with a wildcard in
 place of the first label, else the first one; a name that is nonsense is a name that nobody has. Nobody is refused for it.
+One that has expired proves no name: the next one in that order is served, and the first one whatever its age.
 
 Invariants: a handshake uses the certificates as they were when it began. All pairs are exchanged together, or none.
 
@@ -23,7 +24,7 @@ from __future__ import annotations
 import os
 import ssl
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Final
 
@@ -48,18 +49,22 @@ class _Store:
     def __init__(self, loaded: Sequence[tuple[ssl.SSLContext, Certificate]]) -> None:
         self.first = loaded[0][0]
         self.end_points = {id(context): certificate.end_point for context, certificate in loaded}
-        self._by_name: Mapping[str, ssl.SSLContext] = {
-            name: context for context, certificate in reversed(loaded) for name in certificate.names
-        }
+        self._by_name: dict[str, list[tuple[ssl.SSLContext, float]]] = {}
+        for context, certificate in loaded:
+            for name in certificate.names:
+                self._by_name.setdefault(name, []).append((context, certificate.not_after))
         if len(loaded) > 1:
             self.first.sni_callback = self._choose
 
     def _choose(self, handshake: ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> None:
         if name:
             name = name.lower()
-            chosen = self._by_name.get(name) or self._by_name.get("*." + name.partition(".")[2])
-            if chosen is not None:
-                handshake.context = chosen
+            now = time.time()
+            for known in (name, "*." + name.partition(".")[2]):
+                for context, not_after in self._by_name.get(known, ()):
+                    if now <= not_after:
+                        handshake.context = context
+                        return
 
 
 class ServerTls:
@@ -121,7 +126,8 @@ class ServerTls:
             certificate = inspect(pair)
             loaded.append((_context(pair), certificate))
             if certificate.not_after < time.time():
-                self._warn(f"{pair.certificate}: has expired; it is used all the same")
+                what = "another is served in its place" if loaded[1:] else "it is used all the same"
+                self._warn(f"{pair.certificate}: has expired; {what}")
         return _Store(loaded)
 
     def _look(self) -> tuple[_Signature, ...]:

@@ -23,20 +23,13 @@ from mtad.smtp.capabilities import Capabilities
 from mtad.smtp.dialogue import Phase
 from tests.peers.mx import Script
 from tests.peers.outbound import Bytes, Site, only
+from tests.smuggling import HIDDEN, LENIENT, SEQUENCES, every_client_row
 from tests.unit.test_client_protocol import Transaction, play
 
-#: The sequences of section 1 of the list of attacks, C-SM1 to C-SM24.
-SEQUENCES = [
-    b"\n.\n", b"\n.\r\n", b"\r\n.\n", b"\r.\r", b"\r\n.\r", b"\r.\r\n", b"\n.\r", b"\r\n\0.\r\n", b"\r\n.\0\r\n",
-    b"\r\n.\r\r\n", b"\r\r\n.\r\r\n", b"\r\r\n.\r\n", b"\r\n .\r\n", b"\r\n.\t\r\n", b"\r\n. \r\n", b"\n\n.\n\n",
-    b"\x85.\x85", b"\xe2\x80\xa8.\xe2\x80\xa8", b"\x0b.\x0b", b"\x0c.\x0c", b"\x1a", b"\r\n..\r\n", b"\0\r\n.\r\n",
-    b"\r\n.\r\n",
-]  # fmt: skip
-ENVELOPE = b"MAIL FROM:<smuggled@a>\r\nRCPT TO:<u@local>\r\nDATA\r\nS: x\r\n\r\nsmug\r\n.\r\n"
 FIRST = b"Received: from a by b; now\r\n"
 
-#: What a lenient server may take for the end of data: any line ends around a dot, NULs and blanks overlooked.
-LENIENT = re.compile(rb"(?:\r\n|\r|\n)\0*\.[\0 \t]*(?:\r\n|\r|\n)")
+#: Each of them, and what truly ends a message.
+ALL = [*SEQUENCES.values(), b"\r\n.\r\n"]
 
 EIGHT = Capabilities({}, eight_bit=True)
 NAMES = {"data": EIGHT, "data-7bit": Capabilities({}), "bdat": Capabilities({}, eight_bit=True, chunking=True)}
@@ -94,33 +87,33 @@ def check(content: bytes, name: str, chunks: Sequence[bytes] | None = None) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("number", range(1, len(SEQUENCES) + 1))
-def test_c_sm_no_sequence_ends_a_message(number: int, name: str) -> None:
-    sequence = SEQUENCES[number - 1]
+@every_client_row
+def test_c_sm1_to_24_no_sequence_ends_a_message(row: int, name: str) -> None:
+    sequence = SEQUENCES[row]
     for head in (b"", FIRST + b"\r\n", FIRST):
-        for tail in (ENVELOPE, b"", ENVELOPE[:-2]):
+        for tail in (HIDDEN, b"", HIDDEN[:-2]):
             content = head + b"X" + sequence + tail
             check(content, "data" if name == "bdat" and not head else name)
 
 
 @pytest.mark.parametrize("boundary", [4096, 8192, 65536])
 @pytest.mark.parametrize("name", NAMES)
-def test_c_sm_over_each_buffer_boundary(boundary: int, name: str) -> None:
+def test_c_sm1_to_24_over_each_buffer_boundary(boundary: int, name: str) -> None:
     filler = b"x" * 76 + b"\r\n"
-    for sequence in SEQUENCES:
+    for sequence in ALL:
         for shift in range(-3, 4):
             start = FIRST + b"\r\n" + filler * (boundary // len(filler) + 1)
-            content = start[: boundary + shift] + sequence + ENVELOPE
+            content = start[: boundary + shift] + sequence + HIDDEN
             chunks = [content[at : at + boundary] for at in range(0, len(content), boundary)]
             check(content, name, chunks)
 
 
 @given(
-    st.lists(st.sampled_from([*SEQUENCES, b"X", b"\r", b"\n", b".", b"\0", b"\r\n", b"a: b", b"y" * 1000]), max_size=20),
+    st.lists(st.sampled_from([*ALL, b"X", b"\r", b"\n", b".", b"\0", b"\r\n", b"a: b", b"y" * 1000]), max_size=20),
     st.lists(st.integers(0, 100), max_size=6),
     st.sampled_from(list(NAMES)),
 )
-def test_c_sm_any_content_cut_anywhere(parts: list[bytes], cuts: list[int], name: str) -> None:
+def test_c_sm1_to_24_any_content_cut_anywhere(parts: list[bytes], cuts: list[int], name: str) -> None:
     # Invariant: see the module; and the octets on the wire do not depend on how the content was cut.
     content = FIRST + b"\r\n" + b"".join(parts)
     places = [0, *sorted(min(cut, len(content)) for cut in cuts), len(content)]
@@ -138,11 +131,11 @@ def site() -> Iterator[Site]:
 
 
 @pytest.mark.parametrize("extensions", [("8BITMIME", "PIPELINING"), (), ("CHUNKING", "8BITMIME", "PIPELINING")])
-def test_c_sm_a_strict_sink_sees_one_message_for_each(site: Site, extensions: tuple[str, ...]) -> None:
+def test_c_sm1_to_24_a_strict_sink_sees_one_message_for_each(site: Site, extensions: tuple[str, ...]) -> None:
     mx = site.mx(script=Script(extensions=extensions))
-    for sequence in SEQUENCES:
-        assert isinstance(only(site.send(body=FIRST + b"\r\nX" + sequence + ENVELOPE)), Delivered)
-    assert len(mx.messages) == len(mx.transactions) == len(SEQUENCES)
+    for sequence in ALL:
+        assert isinstance(only(site.send(body=FIRST + b"\r\nX" + sequence + HIDDEN)), Delivered)
+    assert len(mx.messages) == len(mx.transactions) == len(ALL)
     assert {message.sender for message in mx.messages} == {"a@me.test"}
     assert mx.bare == []
 

@@ -155,6 +155,20 @@ def test_an_expired_certificate_is_used_and_told(tmp_path: Path, greet: Greeting
     assert warnings == [f"{pair.certificate}: has expired; it is used all the same"]
 
 
+def test_an_expired_certificate_proves_no_name_s_tl6(tmp_path: Path, greet: Greeting, warnings: list[str]) -> None:
+    """Whoever asks for its name gets the next that has it, else the first one."""
+    certificates = [
+        issue("mx.example.org"),
+        issue("late.test", "both.test", "host.wild.test", days=(-10, -1)),
+        issue("both.test", "*.wild.test"),
+    ]
+    pairs = [issued.write(tmp_path, str(number)) for number, issued in enumerate(certificates)]
+    server = ServerTls(pairs, warnings.append)
+    assert warnings == [f"{pairs[1].certificate}: has expired; another is served in its place"]
+    assert served(greet, server, "late.test") == ("mx.example.org",)
+    assert served(greet, server, "both.test") == served(greet, server, "host.wild.test") == ("both.test", "*.wild.test")
+
+
 # -- SNI --------------------------------------------------------------------------------------------------------------
 
 

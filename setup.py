@@ -25,6 +25,7 @@ setup(
         "idna>=3.3",
         "msgspec>=0.18",
         "python-daemon>=3.0",
+        "rich>=13",
         "scramp>=1.5",
         "setproctitle>=1.3",
     ],

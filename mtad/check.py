@@ -118,12 +118,11 @@ class _Checker:
             (("pid_file",), os.path.dirname(config.pid_file)),
         ):
             self._directory(path, place, self._runner)
-        try:
-            mode = os.stat(config.spool).st_mode
-        except OSError:
-            return  # not there yet, or told already
-        if mode & stat.S_IWOTH:
+        if _open_to_all(config.spool):
             self._error(("spool",), f"{config.spool} is writable for everybody")
+        if _open_to_all(config.local.mail_root):
+            message = f"{config.local.mail_root} is writable for everybody: mail waits where another user made the mailbox"
+            self._warning(("local", "mail_root"), message)
 
     def _directory(self, path: Path, place: str, who: _Who) -> None:
         existing = place
@@ -262,6 +261,14 @@ class _Checker:
                 reason = probe(address, port) if probe and port else None
                 if reason is not None:
                     self._error((*base, "address", index), f"cannot listen on {text}: {reason}")
+
+
+def _open_to_all(directory: str) -> bool:
+    """Whether everybody may put files there; not one that is not there yet, or was told already."""
+    try:
+        return bool(os.stat(directory).st_mode & stat.S_IWOTH)
+    except OSError:
+        return False
 
 
 def _day(seconds: float) -> str:

@@ -127,12 +127,23 @@ class Tls(_Section, frozen=True):
 
 
 class DeliveryPolicy(_Section, frozen=True):
-    """What is different for mail to some domains; the table may stand any number of times, and the most specific wins."""
+    """What is different for mail to some domains, or to all whose MX is one of some hosts; there may be any number."""
 
     domain: Annotated[
+        tuple[str, ...], Meta(description="For `example.com` alone, or as `.example.com` for every domain below it.")
+    ] = ()
+    mx: Annotated[
         tuple[str, ...],
-        Meta(description="For `example.com` alone, or as `.example.com` for every domain below it.", min_length=1),
-    ]
+        Meta(
+            description="For all domains whose MX is this host, or as `.example.com` one below it: they share the limits."
+        ),
+    ] = ()
+    concurrency: Annotated[int, Meta(description="As `delivery.destination_concurrency`; 0: the same.", ge=0)] = 0
+    rate: Annotated[
+        str, Meta(description='Messages in a time, at most: `"100/1m"`, a tenth of it at once. Empty: no limit.')
+    ] = ""
+    recipients: Annotated[int, Meta(description="As `delivery.destination_recipients`; 0: the same.", ge=0)] = 0
+    messages: Annotated[int, Meta(description="Messages over one connection; 0: as many as there are.", ge=0)] = 0
     next_hop: Annotated[
         str, Meta(description="As `delivery.next_hop`; `@`: the domain's own MX; empty: as for all other mail.")
     ] = ""

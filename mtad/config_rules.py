@@ -13,8 +13,9 @@ import re
 from collections.abc import Iterator
 from typing import Final, Protocol
 
-from mtad.config import Config, Listener, sections, tables
+from mtad.config import Config, DeliveryPolicy, Listener, sections, tables
 from mtad.config_lines import Path
+from mtad.config_values import rate
 from mtad.errors import SyntaxFault
 from mtad.smtp.grammar import parse_domain, parse_mailbox
 
@@ -38,6 +39,9 @@ INTERFACE_MAX: Final = 15
 _LISTENER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _SYSTEM_USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?")
 _NEXT_HOP: Final = re.compile(r"(?:\[(?P<literal>[^\[\]]+)\]|(?P<host>[^\[\]:]+))(?::(?P<port>[0-9]{1,5}))?")
+
+#: What a policy for MX hosts cannot set, and the value that says nothing.
+_BY_DOMAIN_ONLY: Final = {"next_hop": "", "port": 0, "tls": "inherit", "credentials": ""}
 
 
 def is_domain(name: str) -> bool:
@@ -163,14 +167,28 @@ def _delivery(config: Config, fault: Fault) -> None:
     if config.delivery.next_hop:
         _next_hop(config.delivery.next_hop, ("delivery", "next_hop"), fault)
     for number, policy in enumerate(config.delivery.policy):
-        base: Path = ("delivery", "policy", number)
-        for index, domain in enumerate(policy.domain):
-            if not is_domain(domain.removeprefix(".")):
-                fault(
-                    (*base, "domain", index), f"{domain!r} is neither a domain name nor one after a dot{_a_label(domain)}"
-                )
-        if policy.next_hop not in {"", "@"}:
-            _next_hop(policy.next_hop, (*base, "next_hop"), fault)
+        _policy(policy, ("delivery", "policy", number), fault)
+
+
+def _policy(policy: DeliveryPolicy, base: Path, fault: Fault) -> None:
+    if not policy.domain and not policy.mx:
+        fault((*base, "domain"), "is missing: a policy is for a `domain`, or for hosts that are the `mx` of domains")
+    for key, names in (("domain", policy.domain), ("mx", policy.mx)):
+        for index, name in enumerate(names):
+            if not is_domain(name.removeprefix(".")) and not (key == "mx" and _is_ip(name)):
+                kind = "a domain name" if key == "domain" else "a host name"
+                fault((*base, key, index), f"{name!r} is neither {kind} nor one after a dot{_a_label(name)}")
+    if policy.rate:
+        try:
+            rate(policy.rate)
+        except ValueError as error:
+            fault((*base, "rate"), str(error))
+    if policy.next_hop not in {"", "@"}:
+        _next_hop(policy.next_hop, (*base, "next_hop"), fault)
+    for key, usual in _BY_DOMAIN_ONLY.items():
+        if policy.mx and getattr(policy, key) != usual:
+            # It decides which host is asked, or how; which host that is would be known too late, and from an unsafe DNS.
+            fault((*base, key), "has no meaning with `mx`: set it in a table that has only `domain`")
 
 
 def _next_hop(hop: str, path: Path, fault: Fault) -> None:

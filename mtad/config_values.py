@@ -1,7 +1,7 @@
 """One setting's value: from TOML, checked against its row of the table, and back to TOML.
 
 `decode` is told the row (`mtad.config.Setting`) and what tomllib made of the file, and gives the value that the structs
-hold. `value_text` is its inverse. Durations and sizes have their grammar here.
+hold. `value_text` is its inverse. Durations, sizes and rates have their grammar here.
 
 Errors: ValueError, whose text says what is wrong and, where that can be guessed, what was meant.
 """
@@ -22,6 +22,11 @@ _SIZE: Final = re.compile(r"([0-9]{1,15}) ?(|B|[kK]B|MB|GB|KiB|MiB|GiB)")
 _OCTETS: Final = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _BINARY: Final = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
+_RATE: Final = re.compile(r"([0-9]{1,7})/(.+)")
+#: The most messages and the longest time, in seconds, that a rate may name.
+MOST_IN_RATE: Final = 1_000_000
+LONGEST_RATE: Final = DAY
+
 _Number = TypeVar("_Number", int, Duration, Size)
 
 
@@ -35,6 +40,23 @@ def duration(text: str) -> Duration:
     if match is None:
         raise ValueError(f'{text!r} is not a duration; write a number and ms, s, m, h, d or w, such as "300s"')
     return Duration(float(match[1]) * _SECONDS[match[2]])
+
+
+def rate(text: str) -> tuple[int, float]:
+    """Count and seconds of ``"100/1m"``: 1 to `MOST_IN_RATE`, within more than nothing and up to `LONGEST_RATE`.
+
+    Raises:
+        ValueError: it is not a number, a stroke and a duration, or out of range.
+    """
+    match = _RATE.fullmatch(text)
+    if match is None:
+        raise ValueError(f'{text!r} is not a rate; write a number, / and a duration, such as "100/1m"')
+    count, seconds = int(match[1]), float(duration(match[2]))
+    if not 1 <= count <= MOST_IN_RATE:
+        raise ValueError(f"{text!r}: the number is not within 1 and {MOST_IN_RATE}")
+    if not 0 < seconds <= LONGEST_RATE:
+        raise ValueError(f"{text!r}: the time is not within 0.001s and {duration_text(LONGEST_RATE)}")
+    return count, seconds
 
 
 def size(text: str) -> Size:

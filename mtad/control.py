@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from mtad.desk import DESK_SOCKET
 from mtad.net.channels import Counter
 from mtad.spool.queues import MAILSLOT
 
@@ -60,6 +61,11 @@ def control_path(spool: str) -> str:
 def mailslot_path(spool: str) -> str:
     """Where the scheduler of a spool takes requests."""
     return os.path.join(spool, MAILSLOT)
+
+
+def socket_paths(spool: str) -> tuple[str, ...]:
+    """All sockets that a server has in its spool."""
+    return control_path(spool), mailslot_path(spool), os.path.join(spool, DESK_SOCKET)
 
 
 def ask_status(spool: str) -> Status | None:

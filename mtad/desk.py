@@ -31,9 +31,13 @@ class AskMessages(msgspec.Struct, frozen=True, tag="messages"):
 
 
 class AskLanes(msgspec.Struct, frozen=True, tag="lanes"):
-    """How are the lanes? Answered by `Lanes`: the busiest ``most``, and sums over all."""
+    """How are the lanes? Answered by `Lanes`: the busiest ``most``, and sums over all.
+
+    With ``destinations`` only the lanes to these are told, as far as there are any.
+    """
 
     most: int = 100
+    destinations: tuple[str, ...] = ()
 
 
 class Order(msgspec.Struct, frozen=True, tag="order"):
@@ -59,7 +63,9 @@ class LaneView(msgspec.Struct, frozen=True, omit_defaults=True):
     limit: int
     """How many may at most, by setting."""
     group: str = ""
-    """The policy whose limits this lane shares with others, by its name in the configuration; "" when it has its own."""
+    """The policy whose limits this lane shares with others, by the ``mx`` it has; "" when there is none.
+
+    In the view of a job that waits: it waits for what is shared, and ``in_flight``, ``window`` and ``limit`` are of all."""
     suspended_since: float = 0.0
     """0: it is not."""
     suspended_until: float = 0.0
@@ -147,7 +153,9 @@ class Ordered(msgspec.Struct, frozen=True, omit_defaults=True, tag="ordered"):
     later: tuple[str, ...] = ()
     """In delivery at this moment: it is done when that has ended, if the message is still there then."""
     missing: tuple[str, ...] = ()
-    """No such message, or not one with which this can be done."""
+    """No such message (any more)."""
+    refused: tuple[tuple[str, str], ...] = ()
+    """Messages with which this cannot be done, each with the reason in words."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):

@@ -32,7 +32,7 @@ from mtad.session.state import Client, Session, open_session
 from mtad.smtp.grammar import Command, parse_mail, parse_rcpt
 from mtad.users import Users
 
-#: Who asks when nobody is named: somebody out in the world, of the addresses for examples (RFC 5737), or this machine.
+#: Who asks when nobody is named: somebody out in the world, with an address that is kept for examples, or this machine.
 STRANGER: Final = "192.0.2.1"
 SELF: Final = "127.0.0.1"
 

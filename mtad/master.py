@@ -26,7 +26,7 @@ from setproctitle import setproctitle
 
 from mtad import VERSION, host, log
 from mtad.config import Config
-from mtad.control import ListenerStatus, ProcessStatus, Status, control_path, mailslot_path
+from mtad.control import ListenerStatus, ProcessStatus, Status, control_path, mailslot_path, socket_paths
 from mtad.errors import ConfigError, MtadError, Problem
 from mtad.listener.process import run_listener
 from mtad.net.channels import Counter, Lifeline, Mailslot, WakePipe, notify
@@ -348,7 +348,7 @@ class Master:
             self._signals.take()
             self._reap()
         self._counter.close()
-        for path in (control_path(self._config.spool), mailslot_path(self._config.spool), self._config.pid_file):
+        for path in (*socket_paths(self._config.spool), self._config.pid_file):
             try:
                 os.unlink(path)
             except OSError:

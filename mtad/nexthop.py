@@ -7,6 +7,12 @@ every domain below it; the longest one wins, and of equals the first. What a tab
 ``next_hop`` is ``host``, ``host:port``, ``[host]`` or ``[host]:port``, in brackets without MX lookup; in a table also ``@``
 for the domain's own MX, in spite of a smarthost for all the others.
 
+A table with ``mx`` names hosts instead, in the same way. All domains that are served by one of them are a `Group` and share
+its limits, as far as it is known which host serves them; a ``domain`` in such a table is one of them from the beginning.
+
+`Rules.of` with the host that takes the mail, once that is known, has the limits of its group as well: of two that limit the
+recipients of a transaction, or the messages of a connection, the smaller one holds.
+
 Port 465 speaks TLS from the first octet (RFC 8314 section 3.3), whatever ``tls`` says; ``tls = "implicit"`` says so for any
 other port.
 
@@ -20,11 +26,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Final, Literal
+from collections.abc import Mapping
+from typing import Final, Literal, TypeVar
 
 import msgspec
 
 from mtad.config import Delivery, DeliveryPolicy
+from mtad.config_values import rate as parse_rate
 from mtad.errors import MtadError
 
 #: The port of submission over TLS.
@@ -52,8 +60,27 @@ class NextHop(msgspec.Struct, frozen=True):
     direct: bool = False
 
 
+class Rate(msgspec.Struct, frozen=True):
+    """So many messages within so many seconds, at most. ``text`` is how the configuration has it."""
+
+    count: int
+    seconds: float
+    text: str
+
+
+class Group(msgspec.Struct, frozen=True):
+    """What the domains that some hosts serve have in common. Numbers are as in `Rule`."""
+
+    name: str
+    """The hosts, as the configuration has them."""
+    concurrency: int = 0
+    rate: Rate | None = None
+    recipients: int = 0
+    messages: int = 0
+
+
 class Rule(msgspec.Struct, frozen=True):
-    """How mail for a destination goes out."""
+    """How mail for a destination goes out. The numbers at the end are limits; 0: no other than for all other mail."""
 
     hop: NextHop | None
     """Who takes it; None: the MX of the destination."""
@@ -64,6 +91,14 @@ class Rule(msgspec.Struct, frozen=True):
     """TLS from the first octet."""
     credentials: str = ""
     """The file with what to show to whom; "": nothing to anybody."""
+    concurrency: int = 0
+    """Deliveries at a time."""
+    rate: Rate | None = None
+    """Messages in a time; None: as many as there are."""
+    recipients: int = 0
+    """Recipients in a transaction."""
+    messages: int = 0
+    """Messages over one connection."""
 
     @property
     def key(self) -> str:
@@ -81,30 +116,82 @@ class Rules:
         Raises:
             BadNextHop: a ``next_hop`` cannot be read.
         """
+        self.concurrency = settings.destination_concurrency
+        """Deliveries at a time to one destination, where its rule does not say otherwise."""
+        self._recipients = settings.destination_recipients
         self._smarthost = settings.next_hop
         self._general = _rule(settings, DeliveryPolicy(domain=()))
         self._exact: dict[str, Rule] = {}
+        self._members: dict[str, Group] = {}
+        self._hosts: dict[str, Group] = {}
         for policy in settings.policy:
-            rule = _rule(settings, policy)
-            for domain in policy.domain:
-                self._exact.setdefault(domain.lower(), rule)
+            if policy.mx:
+                group = _group(policy)
+                for table, names in ((self._members, policy.domain), (self._hosts, policy.mx)):
+                    for name in names:
+                        table.setdefault(name.lower(), group)
+            else:
+                rule = _rule(settings, policy)
+                for domain in policy.domain:
+                    self._exact.setdefault(domain.lower(), rule)
 
-    def of(self, destination: str) -> Rule:
-        """The rule for a destination: a domain in lower case, or an address literal."""
-        return self._find(destination) or self._general
+    def of(self, destination: str, host: str = "") -> Rule:
+        """The rule for a destination: a domain in lower case, or an address literal; ``host`` takes the mail, if known."""
+        rule = _find(self._exact, destination) or self._general
+        group = self.group(destination, host) if self._hosts else None
+        if group is None or not (group.recipients or group.messages):
+            return rule
+        return msgspec.structs.replace(
+            rule,
+            recipients=_smaller(rule.recipients, group.recipients),
+            messages=_smaller(rule.messages, group.messages),
+        )
+
+    def recipients(self, destination: str, host: str = "") -> int:
+        """How many recipients one transaction may have."""
+        return self.of(destination, host).recipients or self._recipients
+
+    @property
+    def grouped(self) -> bool:
+        """There are groups, so that it matters which host takes the mail of a domain."""
+        return bool(self._hosts)
+
+    def group(self, destination: str, host: str) -> Group | None:
+        """The group of a destination, in lower case, whose mail ``host`` takes; "" when that is not known."""
+        return (_find(self._hosts, host.lower()) if host else None) or _find(self._members, destination)
 
     def lane(self, domain: str) -> str:
         """What deliveries to this domain are counted by: the domain, or the smarthost of all that have no rule."""
-        return domain if not self._smarthost or self._find(domain) else self._smarthost
+        own = not self._smarthost or _find(self._exact, domain) is not None
+        return domain if own else self._smarthost
 
-    def _find(self, domain: str) -> Rule | None:
-        if not self._exact:
-            return None
-        rule = self._exact.get(domain)
-        while rule is None and "." in domain:
-            domain = domain.partition(".")[2]
-            rule = self._exact.get("." + domain)
-        return rule
+
+_Of = TypeVar("_Of")
+
+
+def _find(table: Mapping[str, _Of], name: str) -> _Of | None:
+    """The entry of a name, or of the longest of the domains that it is in."""
+    if not table:
+        return None
+    found = table.get(name)
+    while found is None and "." in name:
+        name = name.partition(".")[2]
+        found = table.get("." + name)
+    return found
+
+
+def _smaller(one: int, other: int) -> int:
+    """The smaller of two limits of which each may be none, that is 0."""
+    return min(one, other) if one and other else one or other
+
+
+def _rate(text: str) -> Rate | None:
+    return Rate(*parse_rate(text), text) if text else None
+
+
+def _group(policy: DeliveryPolicy) -> Group:
+    name = " ".join(policy.mx)
+    return Group(name, policy.concurrency, _rate(policy.rate), policy.recipients, policy.messages)
 
 
 def _rule(settings: Delivery, policy: DeliveryPolicy) -> Rule:
@@ -122,6 +209,10 @@ def _rule(settings: Delivery, policy: DeliveryPolicy) -> Rule:
         "required" if level == "implicit" else level,
         implicit,
         policy.credentials or settings.credentials,
+        policy.concurrency,
+        _rate(policy.rate),
+        policy.recipients,
+        policy.messages,
     )
 
 

@@ -44,9 +44,11 @@ Outcome = Delivered | Deferred | Failed
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True, tag="attempt"):
     """One try to hand recipients over to one host; the history of a message is a list of these.
 
-    ``started`` is in seconds since the epoch. ``connection`` and ``transmission`` are seconds: until the session stood
-    (DNS, connect, greeting, EHLO), and from MAIL to the last reply; with the time in our own queues before, they are the
-    ``delays=a/b/c/d`` of the log. ``outcomes`` pairs the index of each recipient in the envelope with what became of it.
+    ``started`` and ``active`` are in seconds since the epoch; ``active`` is when the scheduler took the message in hand for
+    this attempt, 0 when that is not known. ``connection`` and ``transmission`` are seconds: until the session stood (DNS,
+    connect, greeting, EHLO), and from MAIL to the last reply. With the time until ``active``, and from then to ``started``,
+    they are the ``delays=a/b/c/d`` of the log. ``outcomes`` pairs the index of each recipient in the envelope with what
+    became of it.
     """
 
     started: float
@@ -59,6 +61,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True, tag="attempt"):
     """Protocol and cipher, or "" for clear text."""
     connection: float = 0.0
     transmission: float = 0.0
+    active: float = 0.0
 
     @property
     def relay(self) -> str:

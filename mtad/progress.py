@@ -1,7 +1,7 @@
 """How far a message has come: one state per recipient, folded from the records of its queue file.
 
-The records are events (`Attempt`, `Doubt`, `Reported`), appended one after the other; `replay` folds them. Nothing is ever
-taken back: a delivered or reported recipient stays so, whatever follows.
+The records are events (`Attempt`, `Doubt`, `Reported`, `Instructed`), appended one after the other; `replay` folds them.
+Nothing is ever taken back: a delivered or reported recipient stays so, whatever follows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from mtad.outcome import Attempt, Delivered, Outcome
+from mtad.desk import OrderName
+from mtad.outcome import Attempt, Deferred, Delivered, Outcome
 
 
 class Doubt(msgspec.Struct, frozen=True, tag="doubt"):
@@ -38,7 +39,16 @@ class Reported(msgspec.Struct, frozen=True, omit_defaults=True, tag="reported"):
     kind: Literal["failure", "success", "delay"] = "failure"
 
 
-Event = Attempt | Doubt | Reported
+class Instructed(msgspec.Struct, frozen=True, omit_defaults=True, tag="instructed"):
+    """An administrator's order. It changes no state by itself, see `ordered`."""
+
+    at: float
+    what: OrderName
+    done: bool = False
+    """It was carried out; False: it waits for the end of a delivery."""
+
+
+Event = Attempt | Doubt | Reported | Instructed
 
 
 class RecipientState(msgspec.Struct, frozen=True):
@@ -54,6 +64,8 @@ class RecipientState(msgspec.Struct, frozen=True):
     """A delay of which the sender has been told."""
     doubt: str = ""
     """The host that may or may not have the message, when a process died between final dot and recorded reply."""
+    put_off: int = 0
+    """How often a server has said "not now" so far."""
 
     @property
     def settled(self) -> bool:
@@ -83,9 +95,21 @@ def replay(count: int, events: Iterable[Event]) -> tuple[RecipientState, ...]:
     return tuple(states)
 
 
+def ordered(events: Iterable[Event]) -> OrderName | None:
+    """The order that is still to be carried out; a later one takes the place of one before."""
+    last: Instructed | None = None
+    for event in events:
+        if isinstance(event, Instructed):
+            last = event
+    return None if last is None or last.done else last.what
+
+
 def attempted(state: RecipientState, outcome: Outcome) -> RecipientState:
     """The state after an attempt."""
-    return state if state.settled else RecipientState(outcome, warned=state.warned)
+    if state.settled:
+        return state
+    again = isinstance(outcome, Deferred) and outcome.reply != ""
+    return RecipientState(outcome, warned=state.warned, put_off=state.put_off + again)
 
 
 def told(state: RecipientState, event: Reported) -> RecipientState:

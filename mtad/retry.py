@@ -3,6 +3,10 @@
 The wait before the next attempt is the time already spent in the queue, held between a minimum and a maximum; so it doubles
 by itself, and no counter has to be kept. Jitter is added, so that what was deferred together does not come back together.
 
+A server that says when it wants us back (`mtad.smtp.hints.retry_after`) is asked again then, within `SHORTEST_HINT` and
+`LONGEST_HINT`. The hint that comes with every reply for ever must not keep us busy: after `HINTS` replies for a recipient
+it can lengthen the wait, and not shorten it any more. A message comes back when the first of its recipients is due.
+
 `settle` is the scheduler's one decision. A recipient is settled when it was delivered, or when its sender was told that it
 failed. A message without unsettled recipients is done; recipients that failed, or are deferred beyond the lifetime of the
 message, are to be reported first; what is left then waits for its next attempt.
@@ -24,9 +28,17 @@ from mtad.config import DAY, HOUR, MINUTE, Retry
 from mtad.envelope import Envelope, Notify, Recipient
 from mtad.outcome import Deferred, Delivered, Failed
 from mtad.progress import RecipientState
+from mtad.smtp.hints import retry_after
 
 #: The largest part of the wait that jitter adds.
 JITTER: Final = 0.1
+
+#: Seconds within which a server's hint is taken at its word.
+SHORTEST_HINT: Final = 30.0
+LONGEST_HINT: Final = 3600.0
+
+#: Replies for one recipient after which a hint does not shorten the wait any more: greylisting is over long before.
+HINTS: Final = 20
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -105,7 +117,7 @@ def settle(envelope: Envelope, states: Sequence[RecipientState], now: float, ret
     failed: list[tuple[int, Failed]] = []
     delivered: list[tuple[int, Delivered]] = []
     delayed: list[tuple[int, Deferred]] = []
-    waiting = False
+    waiting: list[RecipientState] = []
     for index, (state, recipient) in enumerate(zip(states, envelope.recipients, strict=True)):
         outcome = state.outcome
         if state.settled:
@@ -116,16 +128,28 @@ def settle(envelope: Envelope, states: Sequence[RecipientState], now: float, ret
         elif over:
             failed.append((index, _gave_up(state, now - envelope.arrival)))
         else:
-            waiting = True
+            waiting.append(state)
             if isinstance(outcome, Deferred) and _warns(envelope, recipient, state, now, retry):
                 delayed.append((index, outcome))
     then: Done | RetryAt = Done()
     if waiting:
         expiry = envelope.arrival + lifetime(envelope, retry)
-        then = RetryAt(next_attempt(envelope.arrival, now, retry, jitter, expiry))
+        regular = next_attempt(envelope.arrival, now, retry, jitter, expiry)
+        then = RetryAt(min(max(now, min(_due(state, now, regular, jitter), expiry)) for state in waiting))
     if failed or delivered or delayed:
         return Bounce(tuple(failed), then, tuple(delivered), tuple(delayed))
     return then
+
+
+def _due(state: RecipientState, now: float, regular: float, jitter: float) -> float:
+    """When a waiting recipient is to be tried again: when the server says so, or else at the ``regular`` time."""
+    outcome = state.outcome
+    hint = retry_after(outcome.reply) if isinstance(outcome, Deferred) and outcome.reply else None
+    if hint is None:
+        return regular
+    wait = min(max(hint, SHORTEST_HINT), LONGEST_HINT)
+    asked = now + wait + wait * JITTER * jitter
+    return asked if state.put_off <= HINTS else max(asked, regular)
 
 
 def wants(recipient: Recipient, what: Notify) -> bool:

@@ -98,9 +98,9 @@ class Router:
         self._random = rng or random.Random()
         self._limit = address_limit
 
-    def rule(self, destination: str) -> Rule:
-        """How mail for this destination goes out."""
-        return self._rules.of(destination)
+    def rule(self, destination: str, host: str = "") -> Rule:
+        """How mail for this destination goes out; with ``host`` (who takes it) also what holds for that one."""
+        return self._rules.of(destination, host)
 
     def hops(self, destination: str) -> Iterator[Host | Deferred | Failed]:
         """The hosts for ``destination``, a domain in lower case or an address literal; or the reason why there is none."""

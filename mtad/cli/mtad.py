@@ -16,10 +16,12 @@ from mtad.cli.common import EX_CONFIG, Source, config_option, explained, fail, v
 from mtad.cli.daemon import detach
 from mtad.cli.explain import explain
 from mtad.cli.passwd import passwd
+from mtad.cli.queue_facts import Desk
 from mtad.cli.times import age, plural
 from mtad.config import Config, Processes
 from mtad.config_lines import key_lines
 from mtad.control import Status, ask_status
+from mtad.desk import Lanes
 from mtad.errors import ConfigError, MtadError
 from mtad.master import Master
 from mtad.net.listening import join_address, probe
@@ -178,17 +180,20 @@ def status(config: str | None, as_json: bool) -> None:
     """What runs, since when, with how many sessions, and how many messages are in the queues. Exit 1: it does not run."""
     path = Source(config).spool()
     found = ask_status(path)
+    lanes: Lanes | None = None
     try:
         spool = Spool(path)
         queues = {queue.value: spool.count(queue) for queue in Queue}
+        lanes = Desk(spool).lanes()
         spool.close()
     except MtadError:
         queues = {}
     if as_json:
         body = {"running": found is not None, "queues": queues} | (msgspec.to_builtins(found) if found else {})
-        click.echo(msgspec.json.encode(body).decode())
+        click.echo(msgspec.json.encode(body | {"scheduler": _numbers(lanes)}).decode())
     else:
         _show(found, path, queues)
+        _show_lanes(lanes)
     sys.exit(0 if found else 1)
 
 
@@ -216,6 +221,26 @@ def _show(found: Status | None, spool: str, queues: dict[str, int]) -> None:
     for queue in (*LIVE, Queue.CORRUPT):
         if queue.value in queues:
             click.echo(f"  {queue.value:<13}  {plural(queues[queue.value], 'message')}")
+
+
+def _numbers(lanes: Lanes | None) -> dict[str, object] | None:
+    """What the scheduler says, for a program, with all that is zero."""
+    if lanes is None:
+        return None
+    return msgspec.structs.asdict(lanes) | {"lanes": [msgspec.structs.asdict(lane) for lane in lanes.lanes]}
+
+
+def _show_lanes(lanes: Lanes | None) -> None:
+    if lanes is None:
+        return
+    suspended = f", {lanes.suspended} suspended" if lanes.suspended else ""
+    click.echo(
+        f"  {'lanes':<13}  {lanes.count}{suspended}; {lanes.in_flight} in delivery, {lanes.waiting} waiting (mtaq watch)"
+    )
+    click.echo(
+        f"  {'recipients':<13}  {lanes.delivered} delivered, {lanes.deferrals} put off, {lanes.failed} failed"
+        f" in {age(time.time() - lanes.started)}"
+    )
 
 
 @main.command("check")

@@ -1,165 +1,66 @@
-"""``mtaq``: what is in the queue. The output is that of Postfix's mailq, and with ``--json`` that of ``postqueue -j``.
+"""``mtaq``: the queue. Without a command it lists what is there; the commands ask why, and give orders.
 
-Reads the queue files themselves, so it works whether the server runs or not, and prints each message as it finds it.
+All of them work on the queue files, whether the server runs or not, and ask the scheduler what only it knows.
+A command is a module ``mtad.cli.queue_...`` and has its line at the end of this one.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from typing import Final, TextIO
+from typing import get_args
 
 import click
-import msgspec
 
 from mtad.cli.common import Source, config_option, explained, version_option
-from mtad.errors import QueueFileDamaged, QueueFileUnfinished
-from mtad.outcome import Attempt, Deferred, Failed
-from mtad.progress import REPORT, RecipientState
-from mtad.spool.queue_file import StoredMessage
-from mtad.spool.queues import LIVE, Queue, Spool
-
-_HEADING: Final = "----Queue ID----- --Size-- ---Arrival Time---- --Sender/Recipient------\n"
-#: Postfix's columns for long queue ids: id and mark, size, time, then sender or recipient.
-_SENDER: Final = "%-17s %8d %19.19s %s\n"
-_RECIPIENT: Final = "%-17s %8s %-19s %s\n"
-#: Reasons end at this column, or begin at the margin when they are longer.
-_REASON_END: Final = 76
-#: The host of a doubt that is about a report, see `mtad.delivery.process`.
-_MARKS: Final = {Queue.INCOMING: "", Queue.ACTIVE: "*", Queue.DEFERRED: "", Queue.HOLD: "!"}
+from mtad.cli.queue_groups import By, grouped, print_groups, print_objects
+from mtad.cli.queue_list import print_json, print_table, rows
+from mtad.cli.queue_orders import commands as orders
+from mtad.cli.queue_show import show
+from mtad.cli.queue_watch import watch
+from mtad.cli.queue_why import why
+from mtad.spool.queues import Spool
 
 
-class RecipientRow(msgspec.Struct, omit_defaults=True):
-    """A recipient for whom something is left to do."""
-
-    address: str
-    delay_reason: str = ""
-    status: str = ""
-    remote: str = ""
-    in_doubt: str = ""
-    """The host that may have taken the message when a process died."""
-
-
-class Row(msgspec.Struct):
-    """One message: the names of ``postqueue -j`` first, then ours."""
-
-    queue_name: str
-    queue_id: str
-    arrival_time: int
-    message_size: int
-    forced_expire: bool
-    sender: str
-    recipients: list[RecipientRow]
-    next_attempt: int | None
-    """When it is due (seconds since the epoch), for a deferred message."""
-    attempts: int
-    """How often a host was tried, or refused to be."""
-    kind: str
-
-
-def rows(spool: Spool) -> Iterator[Row]:
-    """The messages of all queues, one by one, in no order within a queue.
-
-    A message that moves on meanwhile is shown once, where it was seen first.
-    """
-    moving: set[str] = set()
-    for queue in LIVE:
-        for queue_id, mtime in spool.times(queue):
-            if queue_id in moving:
-                continue
-            try:
-                message = spool.load(queue, queue_id)
-            except (FileNotFoundError, QueueFileUnfinished):
-                continue  # delivered meanwhile, or not here yet
-            except QueueFileDamaged as fault:
-                click.echo(f"mtaq: {queue.value}/{queue_id}: damaged: {fault}", err=True)
-                continue
-            except OSError as fault:
-                click.echo(f"mtaq: {queue.value}/{queue_id}: cannot be read: {fault.strerror}", err=True)
-                continue
-            if queue is not Queue.DEFERRED:
-                moving.add(queue_id)  # few: most of a long queue is deferred
-            yield _row(queue, message, mtime)
-
-
-def _row(queue: Queue, message: StoredMessage, mtime: float) -> Row:
-    envelope = message.envelope
-    return Row(
-        queue_name=queue.value,
-        queue_id=envelope.id,
-        arrival_time=int(envelope.arrival),
-        message_size=message.head.content_size,
-        forced_expire=False,
-        sender=envelope.sender or "MAILER-DAEMON",
-        recipients=[
-            _recipient(recipient.address, state)
-            for recipient, state in zip(envelope.recipients, message.states, strict=True)
-            if not state.settled
-        ],
-        next_attempt=int(mtime) if queue is Queue.DEFERRED else None,
-        attempts=sum(isinstance(event, Attempt) for event in message.events),
-        kind=envelope.kind,
-    )
-
-
-def _recipient(address: str, state: RecipientState) -> RecipientRow:
-    outcome = state.outcome
-    if isinstance(outcome, (Deferred, Failed)):
-        return RecipientRow(address, outcome.text, outcome.status, outcome.remote, state.doubt)
-    return RecipientRow(address, in_doubt=state.doubt)
-
-
-def print_table(found: Iterator[Row], out: TextIO) -> None:
-    """The table of mailq."""
-    octets = count = 0
-    for row in found:
-        if not count:
-            out.write(_HEADING)
-        count += 1
-        octets += row.message_size
-        mark = _MARKS[Queue(row.queue_name)]
-        arrival = time.strftime("%a %b %e %H:%M:%S", time.localtime(row.arrival_time))
-        out.write(_SENDER % (row.queue_id + mark, row.message_size, arrival, row.sender))
-        before = ""
-        for recipient in row.recipients:
-            reason = recipient.delay_reason
-            if recipient.in_doubt:
-                reason = _doubt(recipient.in_doubt) + (f"; {reason}" if reason else "")
-            if reason and reason != before:
-                out.write(f"{'':{max(0, _REASON_END - len(reason))}}({reason})\n")
-            before = reason
-            out.write(_RECIPIENT % ("", "", "", recipient.address))
-        out.write("\n")
-    if count:
-        out.write(f"-- {octets // 1024} Kbytes in {count} Request{'' if count == 1 else 's'}.\n")
-    else:
-        out.write("Mail queue is empty\n")
-
-
-def _doubt(host: str) -> str:
-    if host == REPORT:
-        return "in doubt: its sender may have been told already"
-    return f"in doubt: {host} may have it already"
-
-
-def print_json(found: Iterator[Row], out: TextIO) -> None:
-    """One JSON object a line."""
-    encoder = msgspec.json.Encoder()
-    for row in found:
-        out.write(encoder.encode(row).decode() + "\n")
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with the names of `postqueue -j`.")
+@click.option(
+    "--by",
+    type=click.Choice(get_args(By)),
+    help="In groups, with counts and ages: the columns are minutes in the queue, as qshape has them.",
+)
 @version_option
+@click.pass_context
 @explained
-def main(config: str | None, as_json: bool) -> None:
+def main(context: click.Context, config: str | None, as_json: bool, by: By | None) -> None:
     """List the mail queue, as mailq does: * is in delivery, ! on hold, the others wait for their next attempt."""
+    if context.invoked_subcommand is not None:
+        if by:
+            raise click.UsageError("--by is for the list, not for its commands")
+        if as_json:
+            raise click.UsageError(f"write --json after the command: mtaq {context.invoked_subcommand} --json")
+        # Every command has --config as well: it may stand before its name or after.
+        context.default_map = {name: {"config": config} for name in main.commands} if config else None
+        return
     spool = Spool(Source(config).spool())
-    if as_json:
+    if by:
+        now = time.time()
+        found = grouped(spool, by, now)
+        if as_json:
+            print_objects(found, by, sys.stdout)
+        else:
+            print_groups(found, by, now, sys.stdout)
+    elif as_json:
         print_json(rows(spool), sys.stdout)
     else:
         print_table(rows(spool), sys.stdout)
     sys.stdout.flush()
+
+
+# The commands, each with its options in its module; `main` is the bare call.
+main.add_command(why)
+main.add_command(show)
+main.add_command(watch)
+for order in orders:
+    main.add_command(order)

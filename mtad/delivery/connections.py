@@ -94,6 +94,8 @@ class Session:
         "idle_since",
         "key",
         "messages",
+        "most",
+        "moved",
         "needs_reset",
         "phase",
         "port",
@@ -113,7 +115,11 @@ class Session:
         self.port = port
         self.created = now
         self.idle_since = now
+        self.moved = monotonic()
+        """When an octet was last sent or received."""
         self.messages = 0
+        self.most = MESSAGE_LIMIT
+        """Messages that may go over it."""
         self.needs_reset = False
         self.spent = False
         """Nothing more can be said: it broke, or was closed."""
@@ -195,11 +201,15 @@ class Session:
                 pass  # a farewell to a server that has gone
         self._stream.close()
 
+    def interrupt(self) -> None:
+        """End the connection under the thread that waits on it, from another one."""
+        self._stream.shutdown()
+
     def reusable(self, now: float) -> bool:
         """Whether another message may go over this connection: nothing unread, not too many messages, not too old."""
         if self.spent or self._replies or not self._reader.empty or now - self.created >= AGE_LIMIT:
             return False
-        return self.messages < min(MESSAGE_LIMIT, self.capabilities.message_limit or MESSAGE_LIMIT)
+        return self.messages < min(self.most, self.capabilities.message_limit or self.most)
 
     def _send(self, step: Step, in_doubt: Callable[[], None] | None, timeout: float) -> Reply | None:
         """Send the bytes of a step; a reply only if the server gave up before it had them all."""
@@ -213,6 +223,7 @@ class Session:
             self._stream.send(step.send, timeout)
         except ConnectionLost:
             return self._last_words()
+        self.moved = monotonic()
         return None
 
     def _unasked(self) -> Reply:
@@ -246,10 +257,10 @@ class Session:
             data = self._stream.receive(remaining)
             if not data:
                 raise ConnectionLost("closed by the server")
+            self.moved = now = monotonic()
             self._replies.extend(self._reader.feed(data))
             if self._replies:
                 return self._replies.popleft()
-            now = monotonic()
             end = end or now + timeout
             remaining = end - now
             if remaining <= 0:

@@ -6,6 +6,7 @@ did into it before it answers. So an answer that gets lost, with whoever was to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -13,7 +14,8 @@ import msgspec
 from mtad.outcome import Outcome
 from mtad.progress import Reported
 
-#: The packet by which a delivery process shows that it lives, and how often it does (seconds).
+#: How the packet begins by which a delivery process shows that it lives, and how often it does (seconds). The numbers of
+#: the jobs that make no progress follow, see `sign_of_life`.
 ALIVE: Final = b"."
 HEARTBEAT: Final = 5.0
 
@@ -29,6 +31,8 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     destination: str
     recipients: tuple[int, ...]
     active: float = 0.0
+    ipv4: bool = False
+    """The destination does not like our IPv6 address: only its IPv4 addresses are tried, as long as it has any."""
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -42,6 +46,20 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     """The outcomes do not stand in the queue file: the disk refused."""
     reports: tuple[Reported, ...] = ()
     """For the transport "bounce": what the sender has been told, as it is marked in the queue file."""
+    host: str = ""
+    """The name of the first host that was tried; "" when it did not come to one, and for transports without."""
+    ipv4: bool = False
+    """The destination has refused our IPv6 address and then taken the message over IPv4."""
+
+
+def sign_of_life(stuck: Sequence[int] = ()) -> bytes:
+    """The packet of a process that lives; ``stuck`` are the numbers of the jobs that its watchdog could not end."""
+    return ALIVE + b" ".join(b"%d" % number for number in stuck)
+
+
+def stuck_jobs(packet: bytes) -> frozenset[int]:
+    """What `sign_of_life` was told."""
+    return frozenset(int(number) for number in packet[len(ALIVE) :].split())
 
 
 job_encoder: Final = msgspec.json.Encoder()

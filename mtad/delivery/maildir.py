@@ -5,7 +5,8 @@ the mailbox sees a whole message or none, and what is recorded as delivered surv
 programs on this system expect; Return-Path: and Delivered-To: come first (RFC 5321 section 4.4).
 
 The mailbox is made when it is missing, for its owner only. Directories are opened one below the other without following
-links, so a link in the place of a mailbox leads nowhere.
+links, so a link in the place of a mailbox leads nowhere; and one that belongs to somebody else gets no mail: where a mail
+root is open to others by mistake, they could have made it (attack L-2).
 
 Errors: whatever the disk or the rights refuse defers the recipient with the reason; nothing bounces for a local fault. A
 user who is no longer known fails with 5.1.1.
@@ -49,7 +50,8 @@ class MaildirTransport:
         # maildir(5): a host name in a file name has neither of these.
         self._host = hostname.replace("/", r"\057").replace(":", r"\072")
         self._users = users
-        self._counter = itertools.count(1)
+        # Not from 1: where a clock was set back and a process id comes again, a name must not, for a rename would replace.
+        self._counter = itertools.count(int.from_bytes(os.urandom(4)))
 
     def deliver(self, task: Task, content: Content, in_doubt: Callable[[str], None]) -> Sequence[Attempt]:
         """Store one copy for each recipient; see `mtad.delivery.transport.Transport`."""
@@ -79,10 +81,13 @@ class MaildirTransport:
         name = self._unique_name()
         mailbox = self._open_mailbox(user)
         try:
+            _expect_ours(mailbox)
             tmp, new = _open_parts(mailbox)
         finally:
             os.close(mailbox)
         try:
+            _expect_ours(tmp)
+            _expect_ours(new)
             self._write(name, tmp, new, chunks if line_end == b"\r\n" else to_unix_lines(chunks))
         finally:
             os.close(tmp)
@@ -144,6 +149,16 @@ def _make_root(path: str) -> None:
             os.fsync(parent)
         finally:
             os.close(parent)
+
+
+def _expect_ours(directory: int) -> None:
+    """Go on if an open directory is ours or root's.
+
+    Raises:
+        PermissionError: it is not.
+    """
+    if os.fstat(directory).st_uid not in (os.geteuid(), 0):
+        raise PermissionError(errno.EPERM, "a directory of it belongs to another user")
 
 
 def _open_parts(mailbox: int) -> tuple[int, int]:

@@ -95,6 +95,7 @@ class Opener:
         dial: Callable[[str, int, float], Connection] = connect,
         tls: Handshake | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        follow: Callable[[Session | None], None] = lambda _session: None,
     ) -> None:
         """Prepare.
 
@@ -104,12 +105,14 @@ class Opener:
             dial: opens a connection to (address, port) within so many seconds; raises `ConnectFailed`.
             tls: encrypts it.
             monotonic: seconds, for the age of sessions.
+            follow: is told over which session this thread goes on; None before it connects.
         """
         self._hostname = hostname
         self._settings = settings
         self._dial = dial
         self._tls = tls or ClientTls()
         self._monotonic = monotonic
+        self._follow = follow
         self._timeouts = Timeouts(settings)
         self._lock = Lock()
         self._files: dict[str, CredentialsFile] = {}
@@ -155,11 +158,13 @@ class Opener:
     def _attempt(self, target: _Target, level: _Level) -> Session | Deferred | str:
         """One connection. A text is the reason why the next one goes without TLS: never when the level is MUST."""
         at = target.at
+        self._follow(None)
         try:
             connection = self._dial(at.address, at.port, float(self._settings.connect_timeout))
         except ConnectFailed as error:
             return Deferred("4.4.1", f"connect to {at}:{at.port}: {error}", destination=target.whole)
         session = Session(connection, target.key, at.host, at.port, self._timeouts, now=self._monotonic())
+        self._follow(session)
         result: Deferred | str | None
         try:
             result = self._talk(session, connection, target, level)

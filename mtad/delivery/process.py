@@ -4,8 +4,8 @@ The threads read the channel themselves, each packet goes to one of them. A thre
 waiting, so a job never waits for a thread; how many jobs there are at a time is the scheduler's decision.
 
 Per job: open the queue file (whose shared lock says that it is in work), compare the content with its checksum, deliver,
-append the attempts, log, answer. The first thread keeps house: it shows the scheduler a sign of life and closes connections
-that nobody has reused.
+append the attempts, log, answer. The first thread keeps house: it shows the scheduler a sign of life, closes connections
+that nobody has reused, and lets the watchdog look after deliveries that make no progress.
 
 A job whose scheduler has hung up before the file was locked is left alone. The next scheduler gets the spool only after
 this one has hung up, and asks for the lock of each file: so a job is done by one of the two, whatever lay in the channel.
@@ -29,10 +29,12 @@ from setproctitle import setproctitle
 
 from mtad import log
 from mtad.delivery.bounce import BounceTransport
-from mtad.delivery.jobs import ALIVE, HEARTBEAT, Job, Result, job_decoder, job_encoder
+from mtad.delivery.jobs import HEARTBEAT, Job, Result, job_decoder, job_encoder, sign_of_life
 from mtad.delivery.maildir import MaildirTransport
+from mtad.delivery.rescue import rescued
 from mtad.delivery.smtp import SmtpTransport
 from mtad.delivery.transport import Task, Transport
+from mtad.delivery.watchdog import Watchdog, longest_wait
 from mtad.errors import QueueFileDamaged, QueueFileUnfinished
 from mtad.net.channels import MAX_PACKET, PacketSocket
 from mtad.net.listening import is_own_address, split_address
@@ -68,7 +70,8 @@ class Worker:
             Rules(config.delivery),
             is_own=OwnAddresses([socket.bound for _, socket in runtime.sockets]),
         )
-        self._smtp = SmtpTransport(config.hostname, config.delivery, router)
+        self._watchdog = Watchdog(longest_wait(config))
+        self._smtp = SmtpTransport(config.hostname, config.delivery, router, follow=self._watchdog.follow)
         self._transports: dict[str, Transport] = {
             "smtp": self._smtp,
             "local": MaildirTransport(config.local.mail_root, config.hostname, runtime.users),
@@ -83,14 +86,17 @@ class Worker:
     def run(self) -> None:
         """Serve until the scheduler closes the channel and the last job is done."""
         self._add_thread()
-        heard = time.monotonic()
+        shown = time.monotonic()
         while not self._ended.wait(min(_TICK, HEARTBEAT)):
             self._smtp.expire()
             now = time.monotonic()
-            if now - heard >= HEARTBEAT:
-                heard = now
-                self._send(ALIVE)
+            if now - shown >= HEARTBEAT:
+                shown = now
+                self._show_life()
         self._smtp.close()
+
+    def _show_life(self) -> None:
+        self._send(sign_of_life(self._watchdog.look()))
 
     def _add_thread(self) -> None:
         self._threads += 1
@@ -123,12 +129,15 @@ class Worker:
             self._answer(job_decoder.decode(packet))
 
     def _answer(self, job: Job) -> None:
+        self._watchdog.begin(job.number, job.queue_id)
         try:
             result = self.work(job)
         except Exception as bug:
             # A job without an answer would be under way for ever.
             log.panic("a job failed in a way that nobody thought of", bug, job.queue_id)
             result = _all_deferred(job, f"internal error: {type(bug).__name__}")
+        finally:
+            self._watchdog.end()
         if result is not None:
             self._send(_fit(result))
 
@@ -169,7 +178,7 @@ class Worker:
         started = time.time()
         try:
             attempts = self._transports[job.transport].deliver(
-                Task(envelope, job.recipients, job.destination), message, in_doubt
+                Task(envelope, job.recipients, job.destination, job.ipv4), message, in_doubt
             )
             outcomes = {index: outcome for attempt in attempts for index, outcome in attempt.outcomes}
             missing = [index for index in job.recipients if index not in outcomes]
@@ -182,13 +191,21 @@ class Worker:
             deferred = Deferred("4.3.0", f"internal error: {type(bug).__name__}")
             attempts = [Attempt(started, tuple((index, deferred) for index in job.recipients))]
             outcomes = dict(attempts[0].outcomes)
+        attempts = [msgspec.structs.replace(attempt, active=job.active) for attempt in attempts]
         # A message that lives on for other recipients must not forget, not even in a power cut, who has it already.
         written = _note(message, *attempts, durable=len(job.recipients) < len(envelope.recipients))
         for attempt in attempts:
             for index, outcome in attempt.outcomes:
                 log.delivery(envelope, envelope.recipients[index].address, attempt, outcome, job.active)
         unwritten = not written and any(not isinstance(outcome, Deferred) for outcome in outcomes.values())
-        return Result(job.number, tuple(outcomes.items()), unwritten=unwritten)
+        tried = next((attempt.host for attempt in attempts if attempt.host), "") if job.transport == "smtp" else ""
+        return Result(
+            job.number,
+            tuple(outcomes.items()),
+            unwritten=unwritten,
+            host=tried,
+            ipv4=len(attempts) > 1 and rescued(attempts),
+        )
 
     def _report(self, job: Job, message: OpenMessage) -> Result:
         # A kill between the report's commit and the record of it leaves nobody who knows that the sender was told.

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from mtad.address import domain_of
+from mtad.delivery.rescue import revised
 from mtad.delivery.words import NOWHERE, Place
 from mtad.envelope import Envelope
 from mtad.outcome import Attempt, Deferred, Outcome
@@ -57,9 +58,10 @@ class Progress:
         """It is the turn of another server: everybody who is pending may be named to it."""
         self.unnamed = list(self.pending)
 
-    def batch(self, capabilities: Capabilities, envelope: Envelope) -> Sequence[int]:
-        """The next recipients to be named, as many as this server takes in one transaction (RFC 9422)."""
-        batch = self.unnamed[: capabilities.recipient_limit or None]
+    def batch(self, capabilities: Capabilities, envelope: Envelope, most: int = 0) -> Sequence[int]:
+        """The next recipients to be named: as many as this server takes in one transaction (RFC 9422), and ``most``."""
+        limits = [limit for limit in (capabilities.recipient_limit, most) if limit]
+        batch = self.unnamed[: min(limits, default=None)]
         if not capabilities.domain_limit:
             return batch
         domains: set[str] = set()
@@ -94,5 +96,13 @@ class Progress:
             )
         )
         self._recorded = True
+        self._forget(outcomes)
+
+    def revise(self, outcomes: Mapping[int, Outcome]) -> None:
+        """What became of some recipients in the end; it takes the place of what was recorded of them last."""
+        self.attempts = revised(self.attempts, outcomes)
+        self._forget(outcomes)
+
+    def _forget(self, outcomes: Mapping[int, Outcome]) -> None:
         self.unnamed = [index for index in self.unnamed if index not in outcomes]
         self.pending = [index for index in self.pending if index not in outcomes or isinstance(outcomes[index], Deferred)]

@@ -7,6 +7,8 @@ One attempt goes over the hosts that `mtad.routing` names, in their order:
   be, AUTH refused), is passed over.
 - A 4yz reply leaves the recipients concerned to the next host; a 5yz reply is the end for them.
 - After `SESSION_LIMIT` servers that did talk, the rest waits for the next attempt (Postfix: smtp_mx_session_limit).
+- A refusal that blames our IPv6 address is followed by the hosts' IPv4 addresses, whatever its code, and for that one more
+  server may talk: see `mtad.delivery.rescue`.
 - When the connection breaks after the final dot and before its reply, nobody knows whether the server has the message.
   The recipients wait for the next attempt then: another host at once would make a duplicate likely instead of possible
   (RFC 1047).
@@ -14,7 +16,7 @@ One attempt goes over the hosts that `mtad.routing` names, in their order:
 How a session comes about is in `mtad.delivery.opening`, what a message has to become for a host in
 `mtad.delivery.conversion`. A server that announces LIMITS (RFC 9422) gets as many recipients in a transaction, and as many
 transactions in a session, as it takes. One that offers CHUNKING and does not know BDAT gets the message by DATA, over a new
-connection.
+connection. A policy of the administrator's (`mtad.nexthop`) can ask for fewer of both.
 
 A connection that was kept from an earlier message and turns out to be dead, or to be closed with 421, before the server
 answered MAIL, was never used: a new one takes its place, and no attempt is recorded.
@@ -33,10 +35,11 @@ from enum import Enum
 from typing import Final, Protocol
 
 from mtad.config import Delivery
-from mtad.delivery.connections import ConnectionCache, Session
+from mtad.delivery.connections import MESSAGE_LIMIT, ConnectionCache, Session
 from mtad.delivery.conversion import Conversion, ConversionFailed, Fit
 from mtad.delivery.opening import Handshake, Opener
 from mtad.delivery.progress import Progress
+from mtad.delivery.rescue import Rescue
 from mtad.delivery.transport import Content, Task
 from mtad.delivery.words import Place, broken, outcome_of
 from mtad.net.connection import Connection, ConnectionLost, TimedOut, connect
@@ -54,8 +57,8 @@ SESSION_LIMIT: Final = 2
 class Route(Protocol):
     """What the transport needs of `mtad.routing.Router`."""
 
-    def rule(self, destination: str) -> Rule:
-        """How to speak to the hosts."""
+    def rule(self, destination: str, host: str = "") -> Rule:
+        """How to speak to the hosts, and to this one if it is known which it is."""
 
     def hops(self, destination: str) -> Iterator[Host | Deferred | Failed]:
         """The hosts to try, or the reason why there are none."""
@@ -82,6 +85,7 @@ class SmtpTransport:
         monotonic: Callable[[], float] = time.monotonic,
         dial: Callable[[str, int, float], Connection] = connect,
         tls: Handshake | None = None,
+        follow: Callable[[Session | None], None] = lambda _session: None,
     ) -> None:
         """Prepare.
 
@@ -93,19 +97,21 @@ class SmtpTransport:
             monotonic: seconds, for durations.
             dial: opens a connection to (address, port) within so many seconds; raises `ConnectFailed`.
             tls: encrypts connections.
+            follow: is told over which session this thread goes on; None for none, or none any more.
         """
         self._settings = settings
         self._router = router
         self._clock = clock
         self._monotonic = monotonic
-        self._opener = Opener(hostname, settings, dial=dial, tls=tls, monotonic=monotonic)
+        self.follow = follow
+        self._opener = Opener(hostname, settings, dial=dial, tls=tls, monotonic=monotonic, follow=follow)
         self.cache = ConnectionCache(float(settings.connection_idle))
 
     def deliver(self, task: Task, content: Content, in_doubt: Callable[[str], None]) -> list[Attempt]:
         """See `mtad.delivery.transport.Transport.deliver`."""
         attempts: list[Attempt] = []
         sound = self._sort_out(task, attempts)
-        limit = self._settings.destination_recipients
+        limit = self._router.rule(task.destination).recipients or self._settings.destination_recipients
         with Conversion(task.envelope, content) as conversion:
             for first in range(0, len(sound), limit):
                 progress = Progress(sound[first : first + limit], self._clock, self._monotonic)
@@ -168,12 +174,16 @@ class _Delivery:
         self._rule = transport.router.rule(task.destination)
         hop = self._rule.hop
         self._key = self._rule.key if hop is not None else f"{task.destination}/{self._rule.key}"
+        if task.ipv4:
+            self._key += "/ipv4"
+        self._rescue = Rescue(task.ipv4)
         self._sessions = 0
 
     @property
     def _over(self) -> bool:
         """No other server is to be tried."""
-        return not self._progress.pending or self._sessions >= SESSION_LIMIT or self._progress.uncertain
+        limit = SESSION_LIMIT + self._rescue.blamed
+        return not self._progress.pending or self._sessions >= limit or self._progress.uncertain
 
     def run(self) -> None:
         """Server after server, until every recipient is decided or there is none left."""
@@ -181,19 +191,37 @@ class _Delivery:
         progress.begin()
         while (session := transport.cache.take(self._key, transport.now)) is not None:
             progress.turn_to_next()
+            transport.follow(session)
             if self._use(session) is _Used.DONE:
                 if not progress.unnamed:
                     progress.tried.add((session.address, session.port))
                 break
         if self._over:
             return
-        for hop in transport.router.hops(self._task.destination):
+        left_out: list[tuple[Host, str]] = []
+        self._visit_all(left_out)
+        if self._over:
+            return
+        progress.revise(self._rescue.over())
+        for host, address in left_out if not self._rescue.tried else ():
+            if self._over:
+                return
+            self._visit(host, address)
+
+    def _visit_all(self, left_out: list[tuple[Host, str]]) -> None:
+        """The servers of the destination in their order, without the addresses that the rescue leaves out."""
+        progress = self._progress
+        for hop in self._transport.router.hops(self._task.destination):
+            self._transport.follow(None)
             if not isinstance(hop, Host):
                 if not progress.attempts:
                     progress.record_all(hop)
                 return
             for address in hop.addresses:
                 if (address, hop.port) in progress.tried:
+                    continue
+                if self._rescue.skips(address):
+                    left_out.append((hop, address))
                     continue
                 self._visit(hop, address)
                 if self._over:
@@ -210,6 +238,7 @@ class _Delivery:
             progress.begin()
             opened = self._transport.opener.open(self._key, host, address, self._rule, whole=first and not self._sessions)
             if isinstance(opened, Deferred):
+                self._rescue.look_at({-1: opened}, address)
                 progress.record_rest(opened, Place(host.name, address, host.port))
                 return
             if not chunking:
@@ -228,10 +257,12 @@ class _Delivery:
         progress = self._progress
         at = Place(session.host, session.address, session.port, session.tls)
         stood = self._transport.now
+        rule = self._transport.router.rule(self._task.destination, session.host)
+        session.most = rule.messages or MESSAGE_LIMIT
         fit = self._fit(session, at)
         named = False
         while fit is not None and progress.unnamed:
-            indexes = progress.batch(session.capabilities, self._task.envelope)
+            indexes = progress.batch(session.capabilities, self._task.envelope, rule.recipients)
             used = self._transact(session, at, fit, indexes, stood)
             if used is not _Used.DONE:
                 return used
@@ -243,7 +274,10 @@ class _Delivery:
             if progress.unnamed:
                 progress.begin()
                 stood = self._transport.now
-        if not session.spent:
+        self._transport.follow(None)
+        if not session.spent and self._rescue.blamed and ":" in session.address:
+            session.close()  # nobody else is to come to the same end over it
+        elif not session.spent:
             self._transport.cache.put(session, self._transport.now)
         return _Used.DONE
 
@@ -294,5 +328,14 @@ class _Delivery:
             said = [one for one in outcomes.values() if isinstance(one, Deferred)]
             reason = fault or (said[-1] if said else Deferred("4.4.2", f"lost connection with {at}", at.host))
             outcomes |= {index: reason for index in progress.unnamed if index not in outcomes}
-        progress.record(outcomes, at, stood)
+        progress.record(self._rescue.look_at(outcomes, session.address), at, stood)
+        if self._rescue.put_off:
+            self._leave(at)
         return _Used.DONE
+
+    def _leave(self, at: Place) -> None:
+        """Our address is not liked here: whoever was not named yet is named to the next server."""
+        if self._progress.unnamed:
+            self._progress.record_rest(
+                Deferred("4.7.0", f"host {at} does not like our address; going on over IPv4", at.host), at
+            )

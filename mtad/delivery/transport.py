@@ -31,11 +31,16 @@ class Content(Protocol):
 
 
 class Task(msgspec.Struct, frozen=True):
-    """What one delivery is to do. ``recipients`` are indexes into the envelope's; ``destination`` is their domain."""
+    """What one delivery is to do.
+
+    ``recipients`` are indexes into the envelope's; ``destination`` is their domain; ``ipv4`` is explained with
+    `mtad.delivery.jobs.Job`.
+    """
 
     envelope: Envelope
     recipients: tuple[int, ...]
     destination: str
+    ipv4: bool = False
 
 
 class Transport(Protocol):

@@ -3,6 +3,7 @@
 - `packet_pair`: two ends of a channel that keeps message boundaries (scheduler and delivery process).
 - `Mailslot`: a named socket for datagrams (the scheduler's, for `mtad-flush`).
 - `Counter`: a named socket where one question gets one answer (the master's, for `mtad status`).
+- `mtad.net.desk`: the same with questions that say something (the scheduler's, for `mtaq`).
 - `WakePipe`: from the receivers to the scheduler, about each new message.
 - `Lifeline`: from the master to its children, about its death.
 - `notify`: the service manager's socket (sd_notify).
@@ -39,7 +40,7 @@ def packet_pair() -> tuple[PacketSocket, PacketSocket]:
 
 
 @contextmanager
-def _short_name(path: str) -> Iterator[str]:
+def short_name(path: str) -> Iterator[str]:
     directory = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{directory}/{os.path.basename(path)}"
@@ -47,14 +48,14 @@ def _short_name(path: str) -> Iterator[str]:
         os.close(directory)
 
 
-def _bind(path: str, kind: int) -> socket.socket:
+def bind(path: str, kind: int) -> socket.socket:
     bound = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         try:
             os.unlink(path)
         except FileNotFoundError:
             pass
-        with _short_name(path) as name:
+        with short_name(path) as name:
             bound.bind(name)
         os.chmod(path, 0o600)
     except BaseException:
@@ -72,7 +73,7 @@ class Mailslot:
         Raises:
             OSError: it cannot be made.
         """
-        self._socket = _bind(path, socket.SOCK_DGRAM)
+        self._socket = bind(path, socket.SOCK_DGRAM)
 
     def fileno(self) -> int:
         """For a poll."""
@@ -95,7 +96,7 @@ class Mailslot:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             sender.settimeout(ANSWER_TIMEOUT)
             try:
-                with _short_name(path) as name:
+                with short_name(path) as name:
                     sender.sendto(data, name)
             except OSError:
                 return False
@@ -111,7 +112,7 @@ class Counter:
         Raises:
             OSError: it cannot be made.
         """
-        self._socket = _bind(path, socket.SOCK_STREAM)
+        self._socket = bind(path, socket.SOCK_STREAM)
         self._socket.listen(16)
 
     def fileno(self) -> int:
@@ -142,7 +143,7 @@ class Counter:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as visitor:
             visitor.settimeout(ANSWER_TIMEOUT)
             try:
-                with _short_name(path) as name:
+                with short_name(path) as name:
                     visitor.connect(name)
                 parts = []
                 while data := visitor.recv(MAX_PACKET):

@@ -62,6 +62,9 @@ class Stream(Protocol):
     def send(self, data: bytes, timeout: float) -> None:
         """Hand over all of ``data`` within ``timeout`` seconds."""
 
+    def shutdown(self) -> None:
+        """End a connection that another thread may be waiting on; never raises."""
+
     def close(self) -> None:
         """Close; never raises, and may be called again."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mtad.desk import OrderName
 from mtad.envelope import Envelope
 from mtad.outcome import Attempt, Failed, Outcome
 from mtad.progress import RecipientState, Reported, attempted, told
@@ -12,7 +13,19 @@ from mtad.progress import RecipientState, Reported, attempted, told
 class ActiveMessage:
     """One message in active/."""
 
-    __slots__ = ("claimed", "deaths", "envelope", "open_jobs", "size", "states", "unwritten", "urgent")
+    __slots__ = (
+        "claimed",
+        "deaths",
+        "envelope",
+        "flying",
+        "open_jobs",
+        "order",
+        "reporting",
+        "size",
+        "states",
+        "unwritten",
+        "urgent",
+    )
 
     def __init__(
         self, envelope: Envelope, states: Sequence[RecipientState], size: int, claimed: float, urgent: bool
@@ -24,6 +37,12 @@ class ActiveMessage:
         self.claimed = claimed
         self.urgent = urgent
         self.open_jobs = 0
+        self.flying = 0
+        """Jobs that a delivery process has."""
+        self.order: OrderName | None = None
+        """What is to be done with it when none is flying any more; until then none is started."""
+        self.reporting = False
+        """Its sender is being told what became of recipients."""
         self.deaths = 0
         """How many delivery processes died with it."""
         self.unwritten: list[Attempt] = []
@@ -33,6 +52,13 @@ class ActiveMessage:
     def id(self) -> str:
         """Its queue id."""
         return self.envelope.id
+
+    def anew(self) -> ActiveMessage:
+        """The same message without any job: those that wait for the old one are nobody's."""
+        fresh = ActiveMessage(self.envelope, self.states, self.size, self.claimed, self.urgent)
+        fresh.deaths = self.deaths
+        fresh.unwritten = self.unwritten
+        return fresh
 
     def due(self) -> list[int]:
         """The recipients for whom something can be tried: neither done nor failed."""

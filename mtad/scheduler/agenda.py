@@ -27,6 +27,10 @@ class Agenda:
     def __contains__(self, queue_id: str) -> bool:
         return queue_id in self._times
 
+    def time_of(self, queue_id: str) -> float:
+        """When a message is due; 0 when it is not deferred."""
+        return self._times.get(queue_id, 0.0)
+
     def set(self, queue_id: str, when: float) -> None:
         """A message is due at ``when``, in seconds since the epoch."""
         if self._times.get(queue_id) == when:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from mtad.desk import OrderName
 from mtad.outcome import Attempt
 from mtad.progress import Reported
 from mtad.scheduler.active import ActiveMessage
@@ -18,6 +19,9 @@ class Events(Protocol):
 
     def removed(self, queue_id: str) -> None:
         """A message is done."""
+
+    def ordered(self, queue_id: str, what: OrderName) -> None:
+        """An administrator's order was carried out."""
 
     def expired(self, message: ActiveMessage) -> None:
         """The life of a message is over; a report follows."""

@@ -24,7 +24,7 @@ class Moves:
         """``monotonic`` is a clock, in seconds; ``warn`` is told what the disk refuses, once for each `PAUSE`."""
         self._monotonic = monotonic
         self._warn = warn
-        self._pending: OrderedDict[str, tuple[float, Callable[[], None]]] = OrderedDict()
+        self._pending: OrderedDict[str, tuple[float, Callable[[], None], str]] = OrderedDict()
         self._quiet_until = 0.0
 
     def __contains__(self, name: str) -> bool:
@@ -42,13 +42,17 @@ class Moves:
             if now >= self._quiet_until:
                 self._quiet_until = now + PAUSE
                 self._warn(f"the spool cannot be changed, trying again every {PAUSE:g} s: {name}: {fault}")
-            self.later(name, lambda: self.do(name, move, then))
+            self.later(name, lambda: self.do(name, move, then), fault.strerror or str(fault))
             return
         then(moved)
 
-    def later(self, name: str, action: Callable[[], None]) -> None:
-        """Call ``action`` after the pause."""
-        self._pending[name] = (self._monotonic() + PAUSE, action)
+    def why(self, name: str) -> str:
+        """What is in the way of something that is pending, in words; "" when nothing is pending."""
+        return self._pending[name][2] if name in self._pending else ""
+
+    def later(self, name: str, action: Callable[[], None], why: str = "it cannot be read") -> None:
+        """Call ``action`` after the pause; ``why`` not now, in words."""
+        self._pending[name] = (self._monotonic() + PAUSE, action, why)
         self._pending.move_to_end(name)
 
     def turn(self) -> bool:
@@ -57,7 +61,7 @@ class Moves:
         for _ in range(TURN):
             if not self._pending:
                 return False
-            name, (when, action) = next(iter(self._pending.items()))
+            name, (when, action, _) = next(iter(self._pending.items()))
             if when > now:
                 return False
             del self._pending[name]
@@ -66,6 +70,6 @@ class Moves:
 
     def wait(self) -> float | None:
         """Seconds until `turn` has something to do; None when nothing is pending."""
-        for when, _ in self._pending.values():
+        for when, _, _ in self._pending.values():
             return max(0.0, when - self._monotonic())
         return None

@@ -2,7 +2,9 @@
 
 Each process has one channel. A job goes to the process that has the fewest, so none waits in a channel while a thread is
 free elsewhere. A process that closes its channel has died; one that has not shown a sign of life for `SILENCE` seconds
-hangs, and is killed. In both cases the next one for that place starts after a pause that grows when processes die young.
+hangs, and is killed; so is one whose watchdog names jobs that it could not end (`mtad.delivery.watchdog`), when nothing
+else is at work in it any more, or not for long: it gets no new jobs meanwhile. In all cases the next one for that place
+starts after a pause that grows when processes die young.
 
 The jobs of a process come back to the scheduler once the kernel says that it is gone (`reap`), not before: one that hangs
 in a dead file system cannot be killed, and could still finish what it was at. Nobody waits for it.
@@ -20,11 +22,13 @@ from typing import Final
 import msgspec
 
 from mtad import log
-from mtad.delivery.jobs import ALIVE, Job, Result, job_encoder, result_decoder
+from mtad.delivery.jobs import ALIVE, Job, Result, job_encoder, result_decoder, stuck_jobs
 from mtad.net.channels import MAX_PACKET, PacketSocket, end_sending, packet_pair
 
 #: Seconds without any packet after which a process with work is taken for hung.
 SILENCE: Final = 60.0
+#: Seconds that the other jobs of a process get to end, when some make no progress.
+LAST_RESPITE: Final = 60.0
 #: A process that lived less than this (seconds) died young; the pause before the next one doubles up to the maximum.
 YOUNG: Final = 5.0
 FIRST_PAUSE: Final = 0.1
@@ -54,8 +58,27 @@ class Slot:
         self.jobs: dict[int, Job] = {}
         self.started = 0.0
         self.heard = 0.0
+        self.stuck: frozenset[int] = frozenset()
+        self.stuck_since = 0.0
         self.pause = FIRST_PAUSE
         self.not_before = 0.0
+
+    def complaint(self, now: float) -> str:
+        """Why the process is to be ended, in words; "" when it is well."""
+        if not self.jobs:
+            return ""
+        if now - self.heard > SILENCE:
+            return "did not show a sign of life"
+        if self.stuck and (self.jobs.keys() <= self.stuck or now - self.stuck_since > LAST_RESPITE):
+            return "has deliveries that make no progress"
+        return ""
+
+    def names_stuck(self, numbers: frozenset[int], now: float) -> None:
+        """Its watchdog names the jobs that make no progress; those that have ended meanwhile do not count."""
+        stuck = numbers & self.jobs.keys()
+        if stuck and not self.stuck:
+            self.stuck_since = now
+        self.stuck = stuck
 
 
 class DeliveryPool:
@@ -77,6 +100,10 @@ class DeliveryPool:
         """The process ids of the delivery processes."""
         return [slot.pid for slot in self._slots if slot.pid]
 
+    def pid_of(self, number: int) -> int:
+        """The process that has the job with this number; 0 when none has."""
+        return next((slot.pid for slot in self._slots if number in slot.jobs), 0)
+
     def free(self, now: float) -> Slot | None:
         """A place that can take another job (its process is started when it has none); None when all are full.
 
@@ -86,7 +113,7 @@ class DeliveryPool:
         for slot in self._slots:
             if slot.channel is None and now < slot.not_before:
                 continue
-            if len(slot.jobs) < self._threads and (best is None or len(slot.jobs) < len(best.jobs)):
+            if len(slot.jobs) < self._threads and not slot.stuck and (best is None or len(slot.jobs) < len(best.jobs)):
                 best = slot
         if best is None or best.channel is not None or self._start(best, now):
             return best
@@ -128,14 +155,15 @@ class DeliveryPool:
         if not packet:
             raise EOFError
         slot.heard = now
-        if packet == ALIVE:
+        if packet.startswith(ALIVE):
+            slot.names_stuck(stuck_jobs(packet), now)
             return None
         result = result_decoder.decode(packet)
         return slot.jobs.pop(result.number), result
 
     def hung(self, now: float) -> list[Slot]:
-        """The places whose process has work and has not been heard of for too long."""
-        return [slot for slot in self._slots if slot.jobs and now - slot.heard > SILENCE]
+        """The places whose process has work and is to be ended, see `Slot.complaint`."""
+        return [slot for slot in self._slots if slot.complaint(now)]
 
     def bury(self, slot: Slot, why: str, now: float) -> None:
         """End what is left of a process; ``why`` in words. `reap` tells when it is over."""
@@ -145,6 +173,7 @@ class DeliveryPool:
         _kill(slot.pid)
         self._dying.append(Dying(slot.pid, tuple(slot.jobs.values()), why, now))
         slot.jobs.clear()
+        slot.stuck = frozenset()
         slot.pid = 0
         self._rest(slot, now, young=now - slot.started < YOUNG)
 

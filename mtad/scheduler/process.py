@@ -20,11 +20,14 @@ from typing import Final
 
 import msgspec
 
+from mtad import log
 from mtad.delivery.jobs import Job
 from mtad.delivery.process import run_delivery
+from mtad.desk import DESK_SOCKET, Refused, encoder
 from mtad.errors import QueueFileDamaged, SpoolBusy
 from mtad.host import stay_on_processor
 from mtad.net.channels import PacketSocket
+from mtad.net.desk import Desk
 from mtad.runtime import Runtime
 from mtad.scheduler.pool import DeliveryPool, Slot
 from mtad.scheduler.report import LogEvents
@@ -59,8 +62,10 @@ class SchedulerProcess:
         self._lock = -1
         self._events = LogEvents()
         self._spool = spool
+        spool.displaced = lambda queue, name: self._events.damaged(name, queue, "another file has the same queue id")
         self._scheduler = Scheduler(runtime.config, spool, self._events)
         self._pool = DeliveryPool(runtime.config.delivery.processes, runtime.config.delivery.threads, self._deliver)
+        self._desk: Desk | None = None
         self._poll = select.poll()
         self._watched: dict[int, Slot] = {}
         self._scans: deque[Scan] = deque()
@@ -76,6 +81,7 @@ class SchedulerProcess:
             self._poll.register(source.fileno(), select.POLLIN)
         if not self._get_spool():
             return
+        self._open_desk()
         while self._ending is None:
             self._turn()
         self._end()
@@ -95,6 +101,27 @@ class SchedulerProcess:
             if gone or self._signals.take():
                 return False
 
+    def _open_desk(self) -> None:
+        """Be there for questions and orders; without it mail is delivered all the same."""
+        try:
+            self._desk = Desk(os.path.join(self._spool.root, DESK_SOCKET))
+        except OSError as fault:
+            self._events.warning(f"no desk for mtaq and mtad status: {fault.strerror or fault}")
+            return
+        self._poll.register(self._desk.fileno(), select.POLLIN)
+
+    def _serve_desk(self) -> None:
+        if self._desk is not None:
+            self._desk.serve(self._answer)
+
+    def _answer(self, question: bytes) -> bytes:
+        try:
+            return self._scheduler.clerk.answer(question, self._pool)
+        except Exception as bug:
+            # Mail must not stop because somebody asked about it.
+            log.panic("a question at the desk failed in a way that nobody thought of", bug)
+            return encoder.encode(Refused(f"internal error: {type(bug).__name__}"))
+
     def _turn(self) -> None:
         now = time.monotonic()
         more = self._scheduler.turn()
@@ -107,8 +134,10 @@ class SchedulerProcess:
         if now >= self._housekeeping:
             self._housekeeping = now + _HOUSEKEEPING
             self._scheduler.keep_house()
+            if self._desk is not None:
+                self._desk.tidy()
             for slot in self._pool.hung(now):
-                self._bury(slot, "did not show a sign of life")
+                self._bury(slot, slot.complaint(now))
 
     def _milliseconds(self, now: float) -> int:
         """How long nothing will have to be done."""
@@ -128,6 +157,8 @@ class SchedulerProcess:
         elif fd == runtime.mailslot.fileno():
             while (request := runtime.mailslot.receive()) is not None:
                 self._request(request)
+        elif self._desk is not None and fd == self._desk.fileno():
+            self._serve_desk()
         elif fd == runtime.lifeline.fileno():
             self._events.warning("the master is gone, ending")
             self._ending = signal.SIGTERM
@@ -202,6 +233,8 @@ class SchedulerProcess:
     def _deliver(self, channel: PacketSocket, number: int) -> None:
         """In the child: become the delivery process with this number."""
         os.close(self._lock)
+        if self._desk is not None:
+            self._desk.close()
         if self._runtime.config.processes.processors == "one":
             stay_on_processor(-1 - number)  # listeners begin at the other end
         run_delivery(self._runtime, channel)
@@ -250,6 +283,11 @@ class SchedulerProcess:
             self._poll.register(fd, select.POLLIN)
         self._pool.finish()
         handover = self._ending is signal.SIGUSR1
+        if self._desk is not None and handover:
+            self._desk.close()  # the next scheduler has its own
+            self._desk = None
+        elif self._desk is not None:
+            self._poll.register(self._desk.fileno(), select.POLLIN)
         if handover:
             deadline = math.inf
             for source in (self._signals, self._runtime.lifeline):
@@ -258,7 +296,9 @@ class SchedulerProcess:
             self._lock = -1
         while self._watched and time.monotonic() < deadline:
             for fd, _ in self._poll.poll(200):
-                if fd not in self._watched:
+                if self._desk is not None and fd == self._desk.fileno():
+                    self._serve_desk()
+                elif fd not in self._watched:
                     self._poll.unregister(fd)
                     deadline = time.monotonic() + limit
                 elif handover:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from mtad import log
+from mtad.desk import OrderName
 from mtad.outcome import Attempt
 from mtad.progress import REPORT, Reported
 from mtad.scheduler.active import ActiveMessage
 from mtad.spool.queues import Queue
+
+#: Orders as Postfix's postsuper logs them.
+_ORDERS: Final[dict[OrderName, str]] = {
+    "hold": "placed on hold",
+    "release": "released from hold",
+    "delete": "deleted",
+    "requeue": "requeued",
+    "expire": "expired",
+    "bounce": "returned to its sender",
+}
 
 
 class LogEvents:
@@ -19,6 +32,10 @@ class LogEvents:
     def removed(self, queue_id: str) -> None:
         """A message is done."""
         log.removed(queue_id)
+
+    def ordered(self, queue_id: str, what: OrderName) -> None:
+        """An administrator's order was carried out."""
+        log.info(f"{_ORDERS[what]} by order of an administrator", queue_id)
 
     def expired(self, message: ActiveMessage) -> None:
         """The life of a message is over; a report follows."""

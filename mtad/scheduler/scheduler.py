@@ -24,26 +24,30 @@ Errors: a damaged file is moved to corrupt/ and logged. A move that the disk ref
 
 from __future__ import annotations
 
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from mtad.address import domain_of
 from mtad.config import Config
 from mtad.delivery.jobs import Job, Result
 from mtad.errors import QueueFileDamaged, QueueFileUnfinished
 from mtad.nexthop import Rules
-from mtad.outcome import Attempt, Deferred, Failed
-from mtad.progress import RecipientState
-from mtad.retry import JITTER, Bounce, Done, RetryAt, settle
+from mtad.outcome import Attempt, Deferred
+from mtad.progress import RecipientState, ordered
+from mtad.retry import JITTER, LONGEST_HINT, expired
 from mtad.scheduler.active import ActiveMessage
 from mtad.scheduler.agenda import Agenda
+from mtad.scheduler.desk import Clerk
+from mtad.scheduler.destinations import Destinations
 from mtad.scheduler.events import Events
 from mtad.scheduler.files import UNREADABLE, Files
-from mtad.scheduler.lanes import Lane, LaneJob, LaneKey, Lanes, destination_failure
+from mtad.scheduler.lane import Lane, LaneKey
+from mtad.scheduler.lanes import Lanes
+from mtad.scheduler.line import LaneJob
 from mtad.scheduler.moves import Moves
+from mtad.scheduler.orders import Orders
+from mtad.scheduler.settling import Settling
 from mtad.spool.queue_file import Head
 from mtad.spool.queues import Queue, Spool
 
@@ -51,6 +55,8 @@ from mtad.spool.queues import Queue, Spool
 ACTIVE_LIMIT: Final = 20000
 #: Messages of each kind that one turn of the loop takes: deferred ones that are due, ones of a suspended lane.
 TURN: Final = 50
+#: Seconds in hand for a last attempt of a message whose time is over.
+_LAST_WAIT: Final = 60.0
 #: A message with which so many delivery processes died is perhaps the cause and not the victim, and is deferred.
 _DEATHS: Final = 2
 
@@ -75,13 +81,10 @@ class Scheduler:
     ) -> None:
         """A scheduler with nothing in hand. ``clock``: seconds since the epoch; ``monotonic``: seconds since any time."""
         self._config = config
-        self._local = frozenset(domain.lower() for domain in config.local.domains)
-        self._rules = Rules(config.delivery)
         self._spool = spool
         self._events = events
         self._clock = clock
         self._monotonic = monotonic
-        self._random = random.Random()
         self._messages: dict[str, ActiveMessage] = {}
         self._jobs: dict[int, tuple[Lane, LaneJob]] = {}
         self._backlog: deque[tuple[LaneJob, Deferred]] = deque()
@@ -89,7 +92,45 @@ class Scheduler:
         self._files = Files(spool, events, self._moves, self.restore)
         self._urgent: set[str] = set()
         self._agenda = Agenda()
-        self._lanes = Lanes(config.delivery.destination_concurrency, config.retry.destination_pause)
+        rules = Rules(config.delivery)
+        places = config.delivery.processes * config.delivery.threads
+        self._lanes = Lanes(rules, config.retry.destination_pause, config.retry.maximum, places)
+        self._destinations = Destinations(rules, config.local.domains, self._lanes, monotonic)
+        self._orders = Orders(
+            spool,
+            events,
+            self._moves,
+            self._files,
+            self._messages,
+            self._agenda,
+            self._urgent,
+            self._resume,
+            self._take,
+            clock,
+        )
+        self._settling = Settling(
+            config.retry,
+            spool,
+            events,
+            self._moves,
+            self._files,
+            self._messages,
+            self._agenda,
+            self._orders,
+            self._queue,
+            clock,
+        )
+        self.clerk = Clerk(
+            self._orders,
+            self._messages,
+            self._jobs,
+            self._lanes,
+            self._agenda,
+            self._moves,
+            self._destinations.key,
+            clock,
+            monotonic,
+        )
 
     def __len__(self) -> int:
         """How many messages are in hand."""
@@ -123,7 +164,7 @@ class Scheduler:
         """A scan has found a file in deferred."""
         if self._handled(queue_id):
             return
-        latest = self._clock() + self._config.retry.maximum * (1 + JITTER)
+        latest = self._clock() + max(self._config.retry.maximum, LONGEST_HINT) * (1 + JITTER)
         if mtime <= latest:
             self._agenda.set(queue_id, mtime)
         elif queue_id not in self._agenda:
@@ -173,8 +214,8 @@ class Scheduler:
         return more or bool(self._backlog) or admitted == TURN
 
     def wait(self) -> float | None:
-        """Seconds until `turn` has something to do, if nothing happens before; None when never."""
-        waits = [] if (pending := self._moves.wait()) is None else [pending]
+        """Seconds until `turn` or `dispatch` has something to do, if nothing happens before; None when never."""
+        waits = [wait for wait in (self._moves.wait(), self._lanes.wait(self._monotonic())) if wait is not None]
         due = self._agenda.next_time()
         if due is not None and len(self._messages) < ACTIVE_LIMIT:
             waits.append(max(0.0, due - self._clock()))
@@ -182,23 +223,30 @@ class Scheduler:
 
     def dispatch(self, dispatcher: Dispatcher) -> None:
         """Start as many jobs as the lanes allow and the delivery processes take."""
-        while (taken := self._lanes.take()) is not None:
+        now = self._monotonic()
+        while (taken := self._lanes.take(now)) is not None:
             lane, job = taken
             message = job.message
-            if not self._in_hand(message):  # damaged, as another job for it has found out
-                self._lanes.release(lane, self._monotonic())
+            if not self._in_hand(message) or message.order:  # damaged, or not to be delivered (by this job)
+                self._lanes.cancel(lane, job)
+                message.open_jobs -= 1
                 continue
-            number = dispatcher.dispatch(
-                Job(0, message.id, lane.key.transport, lane.key.destination, job.recipients, message.claimed)
-            )
+            number = dispatcher.dispatch(self._destinations.job(lane, job))
             if number is None:
                 self._lanes.give_back(lane, job)
                 return
             self._jobs[number] = (lane, job)
+            message.flying += 1
 
     def keep_house(self) -> None:
-        """Forget what is no longer needed; to be called now and then."""
+        """To be called now and then: forget what is no longer needed, give up what waits in a lane beyond its life."""
         self._lanes.forget(self._monotonic())
+        now, retry = self._clock(), self._config.retry
+        for message in list(self._messages.values()):
+            waits = message.open_jobs and not (message.flying or message.order or message.reporting)
+            if waits and now >= message.claimed + _LAST_WAIT and expired(message.envelope, now, retry):
+                self._messages[message.id] = message.anew()
+                self._settling.settle(self._messages[message.id])
 
     # -- what comes back ----------------------------------------------------------------------------------------------
 
@@ -206,22 +254,21 @@ class Scheduler:
         """A delivery process has done a job; what it brought stands in the queue file, unless it says otherwise."""
         lane, job = self._jobs.pop(result.number)
         message = job.message
-        failure = destination_failure(result.outcomes)
-        for waiting in self._lanes.done(lane, failure, self._monotonic()):
-            assert failure is not None
-            self._backlog.append((waiting, failure))
+        self._backlog.extend(self._destinations.done(lane, job, result))
         message.open_jobs -= 1
+        message.flying -= 1
+        self.clerk.count(result.outcomes)
         if not self._in_hand(message):
             return
         if result.damaged:
             self._let_go(message, QueueFileDamaged(result.damaged))
         elif lane.key.transport == "bounce":
-            self._told(message, result)
+            self._settling.told(message, result)
         else:
             message.record(result.outcomes)
             if result.unwritten:
                 message.unwritten.append(Attempt(self._clock(), result.outcomes))
-            self._settle_when_complete(message)
+            self._settling.when_complete(message)
 
     def died(self, jobs: Sequence[Job], how: str) -> None:
         """A delivery process is gone: its work is taken back, as far as the queue files say that it was not done."""
@@ -229,8 +276,9 @@ class Scheduler:
         for gone in jobs:
             lane, job = self._jobs.pop(gone.number)
             message = job.message
-            self._lanes.release(lane, self._monotonic())
+            self._lanes.release(lane, job, self._monotonic())
             message.open_jobs -= 1
+            message.flying -= 1
             if message not in struck:
                 struck.add(message)
                 message.deaths += 1
@@ -241,14 +289,16 @@ class Scheduler:
         due = set(message.due())
         rest = tuple(index for index in job.recipients if index in due)
         fatal = message.deaths >= _DEATHS
-        if key.transport == "bounce" and fatal:
-            self._defer(message, self._clock() + self._config.retry.minimum)
+        if message.order:
+            self._settling.when_complete(message)
+        elif key.transport == "bounce" and fatal:
+            self._settling.defer(message, self._clock() + self._config.retry.minimum)
         elif key.transport == "bounce" or not rest:
-            self._settle_when_complete(message)
+            self._settling.when_complete(message)
         elif fatal:
             self._postpone(LaneJob(message, rest), Deferred("4.3.0", f"delivery process {how}"))
         else:
-            self._queue(message, key, rest)
+            self._queue(key, LaneJob(message, rest))
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -281,29 +331,21 @@ class Scheduler:
         if stored is not None:
             states, envelope = stored.states, stored.envelope
             self._files.tell_doubts(envelope, states, range(len(states)))
-            self._start(ActiveMessage(envelope, states, stored.head.content_size, self._clock(), urgent))
+            message = ActiveMessage(envelope, states, stored.head.content_size, self._clock(), urgent)
+            message.order = ordered(stored.events)
+            self._start(message)
 
     def _start(self, message: ActiveMessage) -> None:
         """Make one job for each destination of a message that is in active."""
         self._messages[message.id] = message
         self._events.active(message)
-        destinations: dict[LaneKey, list[int]] = {}
-        for index in message.due():
-            destinations.setdefault(self._lane_key(message.envelope.recipients[index].address), []).append(index)
-        size = self._config.delivery.destination_recipients
-        for key, indexes in destinations.items():
-            for start in range(0, len(indexes), size):
-                self._queue(message, key, tuple(indexes[start : start + size]))
-        self._settle_when_complete(message)
+        message.order = self._orders.remembered(message.id) or message.order
+        for key, job in self._destinations.jobs(message):
+            self._queue(key, job)
+        self._settling.when_complete(message)
 
-    def _lane_key(self, address: str) -> LaneKey:
-        domain = domain_of(address)
-        if domain in self._local or not domain:
-            return LaneKey("local", "")
-        return LaneKey("smtp", self._rules.lane(domain))
-
-    def _queue(self, message: ActiveMessage, key: LaneKey, recipients: tuple[int, ...]) -> None:
-        job = LaneJob(message, recipients)
+    def _queue(self, key: LaneKey, job: LaneJob) -> None:
+        message = job.message
         message.open_jobs += 1
         reason = self._lanes.add(key, job, self._monotonic(), urgent=message.urgent)
         if reason is not None:
@@ -314,77 +356,17 @@ class Scheduler:
         message = job.message
         if not self._in_hand(message):
             return
-        attempt = Attempt(self._clock(), tuple((index, outcome) for index in job.recipients))
+        told = tuple((index, outcome) for index in job.recipients)
+        attempt = Attempt(self._clock(), told, active=message.claimed)
         try:
             self._files.note(message, attempt)
         except (QueueFileDamaged, QueueFileUnfinished) as fault:
             self._let_go(message, fault)
             return
         message.record(attempt.outcomes)
+        self.clerk.count(attempt.outcomes)
         self._events.deferred(message, attempt)
-        self._settle_when_complete(message)
-
-    def _settle_when_complete(self, message: ActiveMessage) -> None:
-        if message.open_jobs == 0 and self._in_hand(message):
-            self._settle(message)
-
-    def _settle(self, message: ActiveMessage) -> None:
-        """All jobs of a message are done: what now? The decision is `mtad.retry.settle`'s."""
-        verdict = settle(message.envelope, message.states, self._clock(), self._config.retry, self._random.random())
-        if message.unwritten and not isinstance(verdict, Done):
-            # What a later attempt, or the report, does not find in the file would be done again, or not be told.
-            self._moves.do(
-                message.id, lambda: self._files.write_down(message), lambda _: self._settle_when_complete(message)
-            )
-            return
-        match verdict:
-            case Done():
-                self._leave(message, lambda: self._spool.remove(message.id), lambda _: self._events.removed(message.id))
-            case RetryAt(when=when):
-                self._defer(message, when)
-            case Bounce():
-                self._tell(message, verdict)
-
-    def _defer(self, message: ActiveMessage, when: float) -> None:
-        def deferred(moved: bool) -> None:
-            if moved:
-                self._agenda.set(message.id, when)
-
-        self._leave(message, lambda: self._spool.defer(message.id, when), deferred)
-
-    def _leave(self, message: ActiveMessage, move: Callable[[], bool], then: Callable[[bool], None]) -> None:
-        """Do the last move of a message. It stays in hand until the disk lets it go: nobody else may pick it up."""
-
-        def left(moved: bool) -> None:
-            del self._messages[message.id]
-            then(moved)
-
-        self._moves.do(message.id, move, left)
-
-    def _tell(self, message: ActiveMessage, verdict: Bounce) -> None:
-        """Have the sender told what became of recipients; `_told` goes on."""
-        if any(not isinstance(message.states[index].outcome, Failed) for index, _ in verdict.failed):
-            self._events.expired(message)
-        if message.envelope.kind == "double-bounce":
-            why = "a notice to postmaster about an undeliverable report cannot be delivered itself"
-            self._leave(
-                message,
-                lambda: self._spool.hold(Queue.ACTIVE, message.id),
-                lambda _: self._events.held(message.id, why),
-            )
-            return
-        about = (*verdict.failed, *verdict.delivered, *verdict.delayed)
-        self._queue(message, LaneKey("bounce", ""), tuple(index for index, _ in about))
-
-    def _told(self, message: ActiveMessage, result: Result) -> None:
-        for reported in result.reports:
-            message.told(reported)
-            self._events.reported(message, reported)
-        if result.reports:
-            self._settle_when_complete(message)
-        else:
-            # The report could not be stored: the message stays and says so again when it is next due.
-            self._defer(message, self._clock() + self._config.retry.minimum)
+        self._settling.when_complete(message)
 
     def _reread(self, message: ActiveMessage, recipients: Sequence[int]) -> bool:
         """Take over what a dead delivery process has written into the queue file; False when that cannot be read."""

@@ -47,7 +47,7 @@ _AUTHOR: Final = re.compile(
 class SubmittedHeader:
     """The header of one message on its way in; see the module."""
 
-    __slots__ = ("_added", "_buffer", "_done", "_fields", "_next", "_owns", "fault")
+    __slots__ = ("_added", "_buffer", "_done", "_fields", "_next", "_owns", "_searched", "fault")
 
     def __init__(self, owns: Callable[[Address], bool], date: str = "", message_id: str = "") -> None:
         """Begin.
@@ -63,6 +63,7 @@ class SubmittedHeader:
             self._added[b"message-id"] = f"Message-ID: {message_id}\r\n"
         self._buffer = bytearray()
         self._next = 0
+        self._searched = 0
         self._fields: list[tuple[bytes, int, int]] = []
         self._done = False
         self.fault: Reply | None = None
@@ -73,7 +74,8 @@ class SubmittedHeader:
             return content
         buffer = self._buffer
         buffer += content
-        while (end := buffer.find(b"\r\n", self._next)) >= 0:
+        since = max(self._next, self._searched)  # a long line that comes octet by octet is searched once
+        while (end := buffer.find(b"\r\n", since)) >= 0:
             first = buffer[self._next]
             field = None if first in b" \t" else _FIELD.match(buffer, self._next, end)
             if field is not None:
@@ -83,7 +85,8 @@ class SubmittedHeader:
                 self._fields[-1] = (name, start, end)
             else:
                 return self._end(blank=end == self._next)
-            self._next = end + 2
+            self._next = since = end + 2
+        self._searched = len(buffer) - 1  # the CR may be there already
         if len(buffer) > HEADER_LIMIT:
             self.fault = TOO_LONG
             return self._release()

@@ -39,7 +39,7 @@ _CHUNK: Final = re.compile(r"([0-9]{1,20})(?: +([Ll][Aa][Ss][Tt]))?")
 # xchar          = any ASCII CHAR between "!" (33) and "~" (126) inclusive, except for "+" and "="
 # hexchar        = ASCII "+" immediately followed by two upper case hexadecimal digits
 _XTEXT: Final = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
-_HEXCHAR: Final = re.compile(r"\+([0-9A-F]{2})")
+_HEXCHAR: Final = re.compile(rb"\+([0-9A-F]{2})")
 _NOT_XCHAR: Final = re.compile(r"[^!-*,-<>-~]")
 
 # original-recipient-address = addr-type ";" xtext
@@ -113,20 +113,30 @@ def parse_orcpt(value: str) -> str:
     """ORCPT=: the recipient as the sender first wrote it: ``type;address``, decoded from xtext, the type in lower case.
 
     An address of the type utf-8 that holds more than US-ASCII comes back with ``\\x{..}`` for it (utf-8-addr-xtext of RFC
-    6533), the form in which every report and every next hop can have it.
+    6533), the form in which every report and every next hop can have it. So does one of the type rfc822 whose xtext stands
+    for UTF-8, as ``rfc822;m+C3+BCller@example.org``: RFC 3461 has no such thing, but Postfix 3.7 says it of every recipient
+    that needs SMTPUTF8.
     """
     kind, semicolon, text = value.partition(";")
     if not semicolon or _ADDRESS_TYPE.fullmatch(kind) is None or len(value) > MAX_ORCPT:
         raise SyntaxFault(f"expected ORCPT=type;address of at most {MAX_ORCPT} characters")
     kind = kind.lower()
-    if kind == "utf-8":
-        text = "".join(c if c.isascii() else rf"\x{{{ord(c):X}}}" for c in text)
-    address = decode_xtext(text)
+    address = _decode(_embed(text) if kind == "utf-8" else text)
+    if kind in {"rfc822", "utf-8"} and not address.isascii():
+        # A backslash that was one stays one: it must not seem to begin an embedded character.
+        address = _embed(address if kind == "utf-8" else address.replace("\\", r"\x{5C}"))
+        kind = "utf-8"
+    if not address.isascii():
+        raise SyntaxFault("character in xtext that does not print")
     if not address:
         raise SyntaxFault("expected an address in ORCPT=")
     if kind == "utf-8" and not all(_prints(match[1]) for match in _EMBEDDED.finditer(address)):
         raise SyntaxFault("character in ORCPT= that does not print")
     return f"{kind};{address}"
+
+
+def _embed(text: str) -> str:
+    return text if text.isascii() else "".join(c if c.isascii() else rf"\x{{{ord(c):X}}}" for c in text)
 
 
 def _prints(digits: str) -> bool:
@@ -145,12 +155,24 @@ def decode_xtext(text: str) -> str:
     Raises:
         SyntaxFault: it is not xtext, or stands for something else than printable US-ASCII.
     """
+    decoded = _decode(text)
+    if not decoded.isascii():
+        raise SyntaxFault("character in xtext that does not print")
+    return decoded
+
+
+def _decode(text: str) -> str:
+    """What xtext stands for, read as UTF-8."""
     if _XTEXT.fullmatch(text) is None:
         raise SyntaxFault("expected xtext")
     if "+" not in text:
         return text
-    decoded = _HEXCHAR.sub(lambda match: chr(int(match[1], 16)), text)
-    if not decoded.isascii() or not decoded.isprintable():
+    octets = _HEXCHAR.sub(lambda match: bytes((int(match[1], 16),)), text.encode("ascii"))
+    try:
+        decoded = octets.decode("utf-8")
+    except UnicodeDecodeError:
+        raise SyntaxFault("character in xtext that does not print") from None
+    if not decoded.isprintable():
         raise SyntaxFault("character in xtext that does not print")
     return decoded
 

@@ -188,11 +188,15 @@ class OpenMessage:
 
         Raises:
             OSError: not there, not readable, no regular file (ELOOP for a link).
-            QueueFileUnfinished, QueueFileDamaged: see `mtad.spool.queue_file`.
+            QueueFileUnfinished, QueueFileDamaged: see `mtad.spool.queue_file`; QueueFileDamaged also for a file that
+                belongs to neither us, nor root, nor whom the directory belongs to: none of us has put it there.
         """
         flags = (os.O_RDWR | os.O_APPEND) if share else os.O_RDONLY
         fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
         try:
+            owner = os.fstat(fd).st_uid
+            if owner not in (os.geteuid(), 0) and owner != os.fstat(directory).st_uid:
+                raise QueueFileDamaged("the file belongs to another user")
             if share:
                 fcntl.flock(fd, fcntl.LOCK_SH)  # others hold it exclusively for a moment only, see Spool.in_work
             message, first = read_message(fd)

@@ -31,7 +31,7 @@ import msgspec
 from mtad.envelope import Envelope
 from mtad.errors import QueueFileDamaged, QueueFileUnfinished
 from mtad.outcome import Attempt
-from mtad.progress import Event, RecipientState, replay
+from mtad.progress import Event, Instructed, RecipientState, replay
 
 MAGIC: Final = b"mtad-queue 1 "
 #: Octets of the first line, line feed included.
@@ -175,7 +175,7 @@ def parse_events(data: bytes, recipients: int) -> list[Event]:
 def _indexes(event: Event) -> Sequence[int]:
     if isinstance(event, Attempt):
         return [index for index, _ in event.outcomes]
-    return event.recipients
+    return () if isinstance(event, Instructed) else event.recipients
 
 
 class StoredMessage(msgspec.Struct, frozen=True):

@@ -11,6 +11,9 @@ corrupt/    damaged files, kept for a human; never deleted, never read again
 A verb means one thing everywhere: *enter* (a new file in incoming), *claim* (incoming or deferred to active), *defer*
 (active to deferred), *restore* (what a scheduler finds in active at its start), *hold*, *condemn* (to corrupt), *remove*.
 
+No move overwrites a file. Of two with one queue id (somebody has put a copy back) the one in active stays, for it knows
+best who has the message already; the other goes to corrupt, and `Spool.displaced` is told.
+
 There is one scheduler at a time: `lock`. A move whose file is gone answers False instead of raising: an administrator's
 command may have been faster. Other OSErrors are the world's and go to the caller.
 """
@@ -22,7 +25,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from enum import Enum
 from typing import Final
 
@@ -53,9 +56,16 @@ class Queue(Enum):
 #: The queues whose messages are still to be delivered, in the order in which `mtaq` shows them.
 LIVE: Final = (Queue.INCOMING, Queue.ACTIVE, Queue.DEFERRED, Queue.HOLD)
 
+#: More files than this to be made durable, and the whole machine's are.
+_SINGLY: Final = 200
+
 
 def _nobody(_queue_id: str, _line: bytes) -> None:
     """For a spool whose messages are found by the scan alone."""
+
+
+def _unseen(_queue: Queue, _name: str) -> None:
+    """For a spool where nobody wants to know of files in the way."""
 
 
 def _sync(path: str) -> None:
@@ -83,6 +93,7 @@ class Spool:
         self.root = root
         self.ids = QueueIds()
         self.wake: Callable[[str, bytes], None] = _nobody
+        self.displaced: Callable[[Queue, str], None] = _unseen
         self._directories: dict[Queue, int] = {}
         if create:
             os.makedirs(root, mode=0o700, exist_ok=True)
@@ -113,7 +124,7 @@ class Spool:
         Raises:
             SpoolBusy: somebody else is; the text has the process id that they left there.
         """
-        fd = os.open(os.path.join(self.root, name), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fd = self._lock_file(os.path.join(self.root, name))
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as fault:
@@ -122,6 +133,19 @@ class Spool:
             raise SpoolBusy(f"{self.root} is in use by process {holder}") from fault
         os.ftruncate(fd, 0)
         os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        return fd
+
+    @staticmethod
+    def _lock_file(path: str) -> int:
+        """Open a lock; one that root makes, with a command, belongs to the owner of the spool, who must open it later."""
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return os.open(path, flags)
+        owner = os.stat(os.path.dirname(path))
+        if owner.st_uid != os.geteuid() == 0:
+            os.fchown(fd, owner.st_uid, owner.st_gid)
         return fd
 
     def holder(self, name: str = MASTER_LOCK) -> int | None:
@@ -163,24 +187,62 @@ class Spool:
         """
         os.utime(queue_id, (when, when), dir_fd=self._directories[queue], follow_symlinks=False)
 
+    def due(self, queue_id: str) -> float:
+        """When a deferred message is to be tried again, in seconds since the epoch.
+
+        Raises:
+            FileNotFoundError: the message is not deferred.
+        """
+        return os.stat(queue_id, dir_fd=self._directories[Queue.DEFERRED], follow_symlinks=False).st_mtime
+
     def hold(self, queue: Queue, queue_id: str) -> bool:
         """Keep a message for a human."""
         return self._move(queue, Queue.HOLD, queue_id)
+
+    def release(self, queue_id: str, when: float) -> bool:
+        """Move a message from hold to deferred, to be tried at ``when`` (seconds since the epoch)."""
+        try:
+            self.touch(Queue.HOLD, queue_id, when)
+        except FileNotFoundError:
+            return False
+        return self._move(Queue.HOLD, Queue.DEFERRED, queue_id)
 
     def condemn(self, queue: Queue, name: str) -> bool:
         """Move a damaged file, or whatever else lies in a queue, to corrupt/ under a name that is free there."""
         target = name
         for number in range(1, 10_000):
-            try:
-                os.stat(target, dir_fd=self._directories[Queue.CORRUPT], follow_symlinks=False)
-            except FileNotFoundError:
+            if not self._exists(Queue.CORRUPT, target):
                 return self._move(queue, Queue.CORRUPT, name, target)
             target = f"{name[:60]}.{number}"  # 60 characters are at most 240 octets, of the 255 that a name may have
         return False
 
-    def remove(self, queue_id: str) -> bool:
-        """Delete a message of active that is done."""
-        return self._unlink(Queue.ACTIVE, queue_id)
+    def remove(self, queue_id: str, queue: Queue = Queue.ACTIVE) -> bool:
+        """Delete a message of active that is done, or one that an administrator wants gone."""
+        return self._unlink(queue, queue_id)
+
+    def find(self, queue_id: str) -> Queue | None:
+        """In which of the live queues a message is; None: in none. For whoever has the scheduler's lock."""
+        return next((queue for queue in LIVE if self._exists(queue, queue_id)), None)
+
+    def sync(self, queue_ids: Collection[str] = ()) -> None:
+        """Make durable which messages are in which queue, which are gone, and what stands in the files of some."""
+        if len(queue_ids) > _SINGLY:
+            os.sync()
+            return
+        for queue_id in queue_ids:
+            queue = self.find(queue_id)
+            with contextlib.suppress(OSError):  # it has moved on, and whoever moved it had read what was to be kept
+                if queue is not None:
+                    self._sync_file(queue, queue_id)
+        for fd in self._directories.values():
+            os.fsync(fd)
+
+    def _sync_file(self, queue: Queue, queue_id: str) -> None:
+        fd = os.open(queue_id, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._directories[queue])
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
 
     def open(self, queue: Queue, queue_id: str) -> OpenMessage:
         """Open a message to work on it.
@@ -190,13 +252,21 @@ class Spool:
         """
         return OpenMessage.open(queue_id, self._directories[queue])
 
+    def peek(self, queue: Queue, queue_id: str) -> OpenMessage:
+        """Open a message to read it, for as long as that takes: nobody waits for a reader.
+
+        Raises:
+            OSError, QueueFileUnfinished, QueueFileDamaged: see `OpenMessage.open`.
+        """
+        return OpenMessage.open(queue_id, self._directories[queue], share=False)
+
     def load(self, queue: Queue, queue_id: str) -> StoredMessage:
         """Read head and history of a message.
 
         Raises:
             OSError, QueueFileUnfinished, QueueFileDamaged: see `OpenMessage.open`.
         """
-        with OpenMessage.open(queue_id, self._directories[queue], share=False) as opened:
+        with self.peek(queue, queue_id) as opened:
             return opened.message
 
     def append(self, queue: Queue, queue_id: str, event: Event) -> None:
@@ -291,7 +361,20 @@ class Spool:
             return False
         return True
 
+    def _exists(self, queue: Queue, name: str) -> bool:
+        try:
+            os.stat(name, dir_fd=self._directories[queue], follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
     def _move(self, source: Queue, target: Queue, name: str, new_name: str | None = None) -> bool:
+        if target not in (source, Queue.CORRUPT) and self._exists(target, name) and self._exists(source, name):
+            loser = source if target is Queue.ACTIVE else target
+            if self.condemn(loser, name):
+                self.displaced(loser, name)
+            if loser is source:
+                return False
         try:
             os.rename(
                 name,

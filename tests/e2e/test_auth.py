@@ -211,7 +211,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield site
 
 
-def test_who_guesses_is_slowed_down_and_shut_out_over_all_processes_pa13(tmp_path: Path) -> None:
+def test_who_guesses_is_slowed_down_and_shut_out_over_all_processes_s_pa13(tmp_path: Path) -> None:
     """S-PA13: few tries on a connection, slower each time; then none on any connection, to any process."""
     with auth_site(tmp_path, limits={"wrong_passwords": 3}, processes={"listeners": 3}) as site:
         started = time.monotonic()

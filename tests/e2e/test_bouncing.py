@@ -61,7 +61,7 @@ def test_a_failed_recipient_gives_its_sender_one_rfc_3464_report(world: World) -
     assert len(world.site.mailbox("one")) == 1
 
 
-def test_a_report_comes_from_nobody_and_says_that_a_machine_wrote_it(world: World) -> None:
+def test_q1_a_report_comes_from_nobody_and_says_that_a_machine_wrote_it(world: World) -> None:
     """from `<>` with Auto-Submitted:"""
     domain, _ = refusing(world)
     home = world.mx()
@@ -121,7 +121,7 @@ def test_who_failed_is_reported_at_once_and_who_waits_later(tmp_path: Path) -> N
         assert len(world.site.mailbox("alice")) == 2
 
 
-def test_hostile_replies_are_data_in_a_report(world: World) -> None:
+def test_q4_hostile_replies_are_data_in_a_report(world: World) -> None:
     """delivery-status with [...] Diagnostic-Code: whatever a server says cannot forge a field or a part"""
     domain, _ = refusing(world, "550 5.1.1 \x1b[2J --=_0_x Status: 2.0.0 " + "\u00e9" * 20)
     world.send(f"b@{domain}", sender="text@example.org")
@@ -139,7 +139,7 @@ def notice(world: World, count: int = 1) -> Report:
     return world.report("root", count)
 
 
-def test_a_bounce_that_cannot_be_delivered_goes_to_postmaster(tmp_path: Path) -> None:
+def test_q1_a_bounce_that_cannot_be_delivered_goes_to_postmaster(tmp_path: Path) -> None:
     """A bounce that cannot be delivered goes to postmaster"""
     with World(tmp_path) as world:
         domain, _ = refusing(world)
@@ -165,7 +165,7 @@ def test_a_bounce_that_expires_goes_to_postmaster(tmp_path: Path) -> None:
         world.site.await_empty_queue()
 
 
-def test_what_nobody_sent_goes_to_postmaster(tmp_path: Path) -> None:
+def test_q1_what_nobody_sent_goes_to_postmaster(tmp_path: Path) -> None:
     """nothing bounces a bounce: mail from `<>` is never answered to anybody but postmaster"""
     with World(tmp_path) as world:
         domain, _ = refusing(world)
@@ -175,7 +175,7 @@ def test_what_nobody_sent_goes_to_postmaster(tmp_path: Path) -> None:
         assert len(world.site.mailbox("root")) == 1
 
 
-def test_nothing_bounces_a_bounce_twice(tmp_path: Path) -> None:
+def test_q1_nothing_bounces_a_bounce_twice(tmp_path: Path) -> None:
     """nothing bounces a bounce twice: without a postmaster who can be reached it is kept for a human"""
     relay = [{"name": "relay", "service": "relay", "address": ["127.0.0.1:0"]}]
     with World(tmp_path, local={"domains": []}, listeners=relay) as world:

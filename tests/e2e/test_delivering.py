@@ -128,7 +128,7 @@ def test_addresses_of_the_domain_are_not_for_one_that_has_an_mx(world: World) ->
 
 
 @pytest.mark.parametrize("alive", ["::1", ""], ids=["IPv6", "IPv4"])
-def test_both_address_families_are_tried_within_one_attempt(world: World, alive: str) -> None:
+def test_d8_both_address_families_are_tried_within_one_attempt(world: World, alive: str) -> None:
     """both address families tried within one attempt"""
     mx = world.mx(address=alive)
     domain = world.domain(f"{mx.address} {world.address() if alive else '::1'}")
@@ -198,7 +198,7 @@ def test_our_own_name_in_the_list_cuts_off_itself_and_what_is_worse(world: World
     assert worse.connections == 0
 
 
-def test_our_own_address_in_the_list_cuts_off_itself_and_what_is_worse(tmp_path: Path) -> None:
+def test_q2_d4_our_own_address_in_the_list_cuts_off_itself_and_what_is_worse(tmp_path: Path) -> None:
     """Our own host in the MX list [...]: by an address that it listens on, whatever its name there"""
     with World(tmp_path, start=False) as world:
         ours = world.address()
@@ -214,7 +214,7 @@ def test_our_own_address_in_the_list_cuts_off_itself_and_what_is_worse(tmp_path:
         assert worse.connections == 0
 
 
-def test_when_we_are_the_best_the_mail_loops(world: World) -> None:
+def test_q2_when_we_are_the_best_the_mail_loops(world: World) -> None:
     """Our own host in the MX list cuts off itself and everything less preferred: nothing is left"""
     domain = world.domain(world.mx())
     world.dns.set(domain, {"MX": ["10 mx.example.org.", f"20 mx1.{domain}."]})
@@ -226,7 +226,7 @@ def test_when_we_are_the_best_the_mail_loops(world: World) -> None:
 # -- what the DNS says ------------------------------------------------------------------------------------------------
 
 
-def test_null_mx_fails(world: World) -> None:
+def test_d1_null_mx_fails(world: World) -> None:
     """`MX 0 .` fails with 5.1.10"""
     mx = world.mx()
     world.dns.set("nomail.test", {"MX": ["0 ."], "A": [mx.address]})
@@ -236,7 +236,7 @@ def test_null_mx_fails(world: World) -> None:
     assert mx.connections == 0
 
 
-def test_nxdomain_fails(world: World) -> None:
+def test_d3_nxdomain_fails(world: World) -> None:
     """NXDOMAIN fails with 5.1.2"""
     already = len(world.site.mailbox("alice"))
     world.send("b@nowhere.invalid")
@@ -244,7 +244,7 @@ def test_nxdomain_fails(world: World) -> None:
 
 
 @pytest.mark.parametrize("fault", [SERVFAIL, SILENT], ids=["SERVFAIL", "time-out"])
-def test_a_dns_that_does_not_answer_defers(world: World, fault: object) -> None:
+def test_d3_a_dns_that_does_not_answer_defers(world: World, fault: object) -> None:
     """SERVFAIL or a DNS time-out defers (4.4.3), never falls back to A, never bounces"""
     mx = world.mx()
     name = f"{str(fault).lower()[-7:].strip('.')}.test"

@@ -64,7 +64,7 @@ def another(path: Path) -> None:
 HARMS = (flip_in_head, flip_in_content, truncate, garbage, link, fifo, directory, another)
 
 
-def test_6_a_damaged_file_moves_to_corrupt_and_never_stops_the_queue(tmp_path: Path) -> None:
+def test_6_l3_a_damaged_file_moves_to_corrupt_and_never_stops_the_queue(tmp_path: Path) -> None:
     """A damaged file moves to `corrupt/`, is logged, and is never deleted and never stops the queue."""
     with World(tmp_path, start=False) as world:
         mx = world.mx()

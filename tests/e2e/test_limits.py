@@ -293,7 +293,7 @@ def test_a_burst_never_gets_past_the_limit(tmp_path: Path) -> None:
 # -- a machine that has no more ---------------------------------------------------------------------------------------
 
 
-def test_no_descriptors_left(tmp_path: Path) -> None:
+def test_s_pa15_no_descriptors_left(tmp_path: Path) -> None:
     """When the process has run out of descriptors accepting does not spin; the server recovers when there are some."""
 
     def restrict() -> None:

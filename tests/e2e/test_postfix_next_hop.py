@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mtad.envelope import Recipient
-from mtad.outcome import Delivered, Failed, Outcome
+from mtad.outcome import Deferred, Delivered, Failed, Outcome
 from tests.peers.outbound import Site, only
 from tests.peers.postfix import Postfix, needs_postfix
 from tests.unit.tls_aid import authority, issue
@@ -32,11 +32,15 @@ class World:
         self.site = Site(stack)
         self.site.dns.set("next.test", {"A": "127.0.0.9"})
 
-    def start(self, *discarded: str, **settings: object) -> Postfix:
-        postfix = Postfix("127.0.0.9", certificate=self._pair, discarded=discarded)
+    def start(self, *discarded: str, level: str = "may", **settings: object) -> Postfix:
+        postfix = Postfix("127.0.0.9", certificate=self._pair, tls=level, discarded=discarded)
         self._stack.enter_context(postfix)
-        self.site.make(next_hop=f"[next.test]:{postfix.port}", ca_file=self._ca, **settings)
+        self.start_as("next.test", postfix, **settings)
         return postfix
+
+    def start_as(self, name: str, postfix: Postfix, **settings: object) -> None:
+        """Another transport, in front of the same Postfix under this name."""
+        self.site.make(next_hop=f"[{name}]:{postfix.port}", **{"ca_file": self._ca} | settings)
 
     def send(self, body: bytes, *recipients: str | Recipient, **envelope: object) -> dict[str, Outcome]:
         return self.site.send(*recipients, body=TEXT + body, **envelope)  # type: ignore[arg-type]  # more fields
@@ -68,6 +72,34 @@ def test_over_verified_tls_by_bdat(world: World) -> None:
     postfix.messages(4)
     world.site.transport.close()
     postfix.await_log("ehlo=2 starttls=1 mail=4 rcpt=4 bdat=8 quit=1")
+
+
+def test_required_and_not_to_be_trusted(world: World, tmp_path: Path) -> None:
+    """Whoever signed it, or for whom: a certificate that is not good gets nothing, not even in clear text."""
+    postfix = world.start(tls="required")
+    other = authority("Another CA").write(tmp_path, "other").certificate
+    world.start_as("next.test", postfix, tls="required", ca_file=other)
+    assert isinstance(only(world.send(BODY)), Deferred)
+    world.site.dns.set("alias.test", {"A": "127.0.0.9"})
+    world.start_as("alias.test", postfix, tls="required")
+    assert isinstance(only(world.send(BODY)), Deferred)
+    assert "MAIL" not in postfix.log()
+    assert not postfix.messages(0)
+    world.start_as("alias.test", postfix, tls="opportunistic")
+    assert isinstance(only(world.send(BODY)), Delivered)
+    assert b"using TLSv1.3" in postfix.messages(1)[0]
+
+
+def test_a_postfix_that_wants_tls(world: World) -> None:
+    """It says 530 to whoever does not say STARTTLS: opportunism is enough for it, clear text is not."""
+    postfix = world.start(level="encrypt", tls="opportunistic")
+    assert isinstance(only(world.send(BODY)), Delivered)
+    assert b"using TLSv1.3" in postfix.messages(1)[0]
+    world.start_as("next.test", postfix, tls="none")
+    outcome = only(world.send(BODY))
+    assert isinstance(outcome, Deferred | Failed)
+    assert "Must issue a STARTTLS command first" in outcome.text
+    assert len(postfix.messages(1)) == 1
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,10 @@ def test_status(tmp_path: Path) -> None:
     sessions = [re.fullmatch(r"listener process \d+, since \ds, (\d) sessions?", line) for line in lines[5:7]]
     assert sum(int(found[1]) for found in sessions if found) == 2
     counts = {"incoming": 0, "active": 0, "deferred": 1, "hold": 0, "corrupt": 0}
-    assert lines[7:] == [f"{queue} {count} message{'s' * (count != 1)}" for queue, count in counts.items()]
+    assert lines[7:12] == [f"{queue} {count} message{'s' * (count != 1)}" for queue, count in counts.items()]
+    assert lines[12] == "lanes 1; 0 in delivery, 0 waiting (mtaq watch)"
+    assert re.fullmatch(r"recipients 0 delivered, 1 put off, 0 failed in \ds", lines[13])
+    assert len(lines) == 14
     assert plain["running"] is True
     assert plain["sessions"] == 2
     assert plain["queues"] == counts

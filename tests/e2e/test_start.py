@@ -125,7 +125,7 @@ def _python_for(user: str) -> str:
 
 @needs_root
 @pytest.mark.parametrize("foreground", [True, False], ids=["foreground", "daemon"])
-def test_drops_to_user_when_started_as_root(open_root: Path, *, foreground: bool) -> None:
+def test_l4_drops_to_user_when_started_as_root(open_root: Path, *, foreground: bool) -> None:
     """It drops to `user` when started as root, after it has bound a port below 1024."""
     privileged = next((f"127.0.113.{n}:25" for n in range(1, 20) if probe(f"127.0.113.{n}:25") is None), None)
     if privileged is None:

@@ -11,6 +11,7 @@ import msgspec
 
 from mtad.config import Config, Delivery, Duration, Local, Retry
 from mtad.delivery.jobs import Job, Result
+from mtad.desk import OrderName
 from mtad.envelope import Envelope, Recipient
 from mtad.outcome import Attempt, Deferred, Delivered, Failed, Outcome
 from mtad.progress import Event, Reported
@@ -51,6 +52,9 @@ class Recorder:
 
     def removed(self, queue_id: str) -> None:
         self.said.append(("removed", queue_id))
+
+    def ordered(self, queue_id: str, what: OrderName) -> None:
+        self.said.append(("ordered", queue_id, what))
 
     def expired(self, message: ActiveMessage) -> None:
         self.said.append(("expired", message.id))

@@ -106,9 +106,17 @@ def test_faults_of_the_users_file_are_told_with_its_lines(config: Config) -> Non
     assert warnings(config) == [f"f: local.users: {config.local.users} has no address: only postmaster gets mail"]
 
 
-def test_a_spool_for_everybody(config: Config) -> None:
+def test_l3_a_spool_for_everybody(config: Config) -> None:
     os.chmod(config.spool, 0o777)
     assert errors(config) == [f"f: spool: {config.spool} is writable for everybody"]
+
+
+def test_l2_a_mail_root_for_everybody(config: Config) -> None:
+    os.makedirs(config.local.mail_root, exist_ok=True)
+    os.chmod(config.local.mail_root, 0o1777)
+    [warning] = warnings(config)
+    assert warning.startswith(f"f: local.mail_root: {config.local.mail_root} is writable for everybody")
+    assert errors(config) == []
 
 
 def test_places_of_the_log(config: Config, tmp_path: Path) -> None:

@@ -164,16 +164,34 @@ def test_delivery_has_three_levels_of_tls(level: str) -> None:
 def test_policies_of_delivery() -> None:
     rows = "[[delivery.policy]]\ndomain = ['a.example', '.b.example']\ntls = 'required'\nport = 26\n"
     rows += "[[delivery.policy]]\ndomain = ['c.example']\nnext_hop = '@'\ncredentials = '/c'\n"
-    first, second = parse(MINIMAL + rows, "f").delivery.policy
+    rows += "[[delivery.policy]]\nmx = ['.mail.example', '192.0.2.1']\ndomain = ['d.example']\n"
+    rows += "concurrency = 3\nrate = '100/1m'\nrecipients = 4\nmessages = 5\n"
+    first, second, third = parse(MINIMAL + rows, "f").delivery.policy
     assert first == DeliveryPolicy(domain=("a.example", ".b.example"), tls="required", port=26)
     assert second == DeliveryPolicy(domain=("c.example",), next_hop="@", credentials="/c")
+    assert third == DeliveryPolicy(
+        domain=("d.example",), mx=(".mail.example", "192.0.2.1"), concurrency=3, rate="100/1m", recipients=4, messages=5
+    )
 
 
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
         ("tls = 'none'", "2: delivery.policy[0].domain: is missing"),
-        ("domain = []", "3: delivery.policy[0].domain: is empty"),
+        ("domain = []", "3: delivery.policy[0].domain: is missing"),
+        ("mx = ['*.a']", "3: delivery.policy[0].mx[0]: '*.a' is neither a host name nor one after a dot"),
+        ("mx = ['.a']\ntls = 'required'", "4: delivery.policy[0].tls: has no meaning with `mx`"),
+        ("mx = ['.a']\nnext_hop = '@'", "4: delivery.policy[0].next_hop: has no meaning with `mx`"),
+        ("mx = ['.a']\nport = 26", "4: delivery.policy[0].port: has no meaning with `mx`"),
+        ("mx = ['.a']\ncredentials = '/c'", "4: delivery.policy[0].credentials: has no meaning with `mx`"),
+        ("domain = ['a']\nrate = '100'", "4: delivery.policy[0].rate: '100' is not a rate; write"),
+        ("domain = ['a']\nrate = '0/1m'", "4: delivery.policy[0].rate: '0/1m': the number is not within 1 and 1000000"),
+        ("domain = ['a']\nrate = '9999999/1m'", "the number is not within 1 and 1000000"),
+        ("domain = ['a']\nrate = '1/0s'", "4: delivery.policy[0].rate: '1/0s': the time is not within 0.001s and 1d"),
+        ("domain = ['a']\nrate = '1/2d'", "the time is not within 0.001s and 1d"),
+        ("domain = ['a']\nrate = '1/min'", "4: delivery.policy[0].rate: 'min' is not a duration"),
+        ("domain = ['a']\nrate = 5", "4: delivery.policy[0].rate: expected a string, got an integer"),
+        ("domain = ['a']\nconcurrency = -1", "4: delivery.policy[0].concurrency: -1 is not within 0 and 1000000"),
         ("domain = ['*.a']", "3: delivery.policy[0].domain[0]: '*.a' is neither a domain name nor one after a dot"),
         ("domain = ['a', '..b']", "3: delivery.policy[0].domain[1]: '..b' is neither"),
         ("domain = ['b\u00fccher.de']", "write 'xn--bcher-kva.de'"),

@@ -36,7 +36,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 def test_what_was_done_stands_in_the_file_before_it_is_answered(world: World) -> None:
     queue_id = world.message("a@far.test", "b@far.test")
     world.script(giving(SENT, LATER))
-    assert world.work(queue_id, 0, 1) == Result(7, ((0, SENT), (1, LATER)))
+    assert world.work(queue_id, 0, 1) == Result(7, ((0, SENT), (1, LATER)), host="mx.far.test")
     doubt, attempt = world.events(queue_id)
     assert isinstance(doubt, Doubt)
     assert (doubt.recipients, doubt.host) == ((0, 1), "mx.far.test")
@@ -48,6 +48,30 @@ def test_the_last_outcome_of_several_attempts_counts(world: World) -> None:
     world.script(lambda *_: [Attempt(1.0, ((0, LATER),), host="mx1"), Attempt(2.0, ((0, SENT),), host="mx2")])
     assert world.work(queue_id).outcomes == ((0, SENT),)
     assert len(world.events(queue_id)) == 2
+
+
+def test_the_file_says_when_the_message_was_taken_in_hand(world: World) -> None:
+    queue_id = world.message()
+    world.worker.work(Job(7, queue_id, "smtp", "far.test", (0,), active=4.5))
+    assert [event.active for event in world.events(queue_id) if isinstance(event, Attempt)] == [4.5]
+
+
+def test_the_answer_says_that_ipv4_was_the_rescue_and_the_job_that_it_is_enough(world: World) -> None:
+    blame = Deferred("4.7.25", "no PTR", "mx.far.test", "550 5.7.25 no PTR")
+    tasks: list[Task] = []
+
+    def deliver(task: Task, _content: Content, _in_doubt: Callable[[str], None]) -> list[Attempt]:
+        tasks.append(task)
+        return [
+            Attempt(1.0, ((0, blame),), host="mx1.far.test", address="[2001:db8::1]:25"),
+            Attempt(1.0, ((0, SENT),), host="mx2.far.test", address="192.0.2.1:25"),
+        ]
+
+    world.script(deliver)
+    result = world.worker.work(Job(7, world.message(), "smtp", "far.test", (0,)))
+    assert result == Result(7, ((0, SENT),), host="mx1.far.test", ipv4=True)
+    world.worker.work(Job(7, world.message(), "smtp", "far.test", (0,), ipv4=True))
+    assert [task.ipv4 for task in tasks] == [False, True]
 
 
 def test_a_local_delivery_lands_in_the_maildir(world: World) -> None:
@@ -134,7 +158,7 @@ def test_an_answer_says_when_the_file_does_not_have_it(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(OpenMessage, "append", refuse)
-    assert world.work(queue_id) == Result(7, ((0, outcome),), unwritten=unwritten)
+    assert world.work(queue_id) == Result(7, ((0, outcome),), unwritten=unwritten, host="mx.far.test")
     assert "cannot be noted in the queue file" in capfd.readouterr().err
 
 

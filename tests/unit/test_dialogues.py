@@ -54,7 +54,7 @@ def test_cut_in_two_everywhere(script: Script) -> None:
 
 
 @in_clear
-def test_sent_ahead_everywhere_pa10(script: Script) -> None:
+def test_sent_ahead_everywhere_s_pa10(script: Script) -> None:
     """Whoever sends the rest ahead is answered as before, to the end or until it is cut off; nothing else is stored."""
     sent = script.octets
     reference = Engine.for_script(script, strict_order=False)

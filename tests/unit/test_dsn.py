@@ -129,7 +129,7 @@ def test_double_bounce_goes_to_postmaster() -> None:
         "\ud800",
     ],
 )
-def test_replies_are_data(evil: str) -> None:
+def test_q4_replies_are_data(evil: str) -> None:
     data = build([(Recipient("bob@b.example"), Failed("5.0.0", evil, remote=evil, reply=evil))])
     check_wire(data)
     message, _, status, _ = read(data)
@@ -146,14 +146,14 @@ def test_replies_are_data(evil: str) -> None:
         b"--=_0_R1/mx.example.org--\r\n--=_1_R1/mx.example.org\r\n--=_3_R1/mx.example.org\r\n",
     ],
 )
-def test_the_boundary_stands_in_no_part(headers: bytes) -> None:
+def test_q4_the_boundary_stands_in_no_part(headers: bytes) -> None:
     data = build(headers=headers)
     message, _, _, original = read(data)
     assert data.count(f"--{message.get_boundary()}".encode()) == 4
     assert original.encode() == headers.split(b"\r\n\r\n")[0] + (b"\r\n" if b"\r\n\r\n" in headers else b"")
 
 
-def test_8_bit_text_is_kept_for_people_and_safe_for_programs() -> None:
+def test_q4_8_bit_text_is_kept_for_people_and_safe_for_programs() -> None:
     outcome = Failed("5.7.1", "abgelehnt: ungültig", remote="mx.b.example", reply="550 5.7.1 ungültig")
     data = build([(Recipient("jörg+a@b.example"), outcome)])
     check_wire(data)
@@ -186,7 +186,7 @@ def test_no_header_at_all(headers: bytes) -> None:
     assert b"body" not in data
 
 
-def test_a_report_about_thousands_is_bounded_and_names_all() -> None:
+def test_q3_a_report_about_thousands_is_bounded_and_names_all() -> None:
     recipients = tuple(Recipient(f"user{number}@{'d' * 60}.example") for number in range(5000))
     envelope = Envelope("ID", NOW, "a@b.example", recipients)
     outcome = Failed("5.1.1", "x" * 1000, remote="m" * 300, reply="y" * 1000)
@@ -225,7 +225,7 @@ def test_a_status_of_another_form_does_not_get_out() -> None:
 
 @settings(max_examples=100)
 @given(st.text(max_size=200), st.text(max_size=80), st.text(max_size=80), st.binary(max_size=300))
-def test_whatever_comes_from_outside_the_form_stands(reply: str, remote: str, address: str, headers: bytes) -> None:
+def test_q4_whatever_comes_from_outside_the_form_stands(reply: str, remote: str, address: str, headers: bytes) -> None:
     # Invariant: 7-bit lines of bounded length, three parts, one block per recipient, no field but ours.
     data = build([(Recipient(address), Failed("5.0.0", reply, remote, reply))] * 2, headers)
     check_wire(data)

@@ -19,7 +19,8 @@ ROOT: Final = Path(__file__).parents[2] / "mtad"
 #: Modules and packages (below ``mtad.``) by floor. A package stands for everything in it.
 FLOORS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"errors", "address", "reply", "envelope", "outcome", "progress", "desk"}),
-    frozenset({"smtp", "dsn", "retry", "config", "configfile", "config_lines", "config_rules", "config_values"}),
+    frozenset({"smtp", "dsn", "retry", "config", "configfile", "config_lines", "config_rules", "config_values"})
+    | {"reasons", "queue_causes", "queue_deferrals"},
     frozenset({"spool", "net", "tls", "resolver", "users", "log", "log_sinks", "metrics", "occupancy", "signals", "host"})
     | {"passwords", "throttle"},
     frozenset({"nexthop", "policy", "routing", "runtime"}),
@@ -31,8 +32,11 @@ FLOORS: Final[tuple[frozenset[str], ...]] = (
 
 #: Who may import from the own floor, and why: rooms that are too small for a package, and one value made of another.
 NEIGHBOURS: Final = {
-    "progress": {"outcome"},  # an attempt is one of the events
-    "retry": {"config"},  # a retry policy is a section of the configuration
+    "progress": {"outcome", "desk"},  # an attempt, and an order, are events
+    "retry": {"config", "smtp.hints"},  # a retry policy is a section of the configuration; a server may say when
+    "reasons": {"smtp.hints"},  # a server that asks for less
+    "queue_causes": {"config", "reasons", "retry"},  # one answer, made of what these say
+    "queue_deferrals": {"queue_causes", "reasons", "retry"},
     "configfile": {"config", "config_lines", "config_rules", "config_values"},
     "config_rules": {"config", "config_lines", "config_values", "smtp.grammar"},  # an address is written as in a command
     "config_values": {"config"},
@@ -53,7 +57,11 @@ IMPURE: Final = frozenset({"socket", "ssl", "os", "select", "selectors", "thread
 
 #: The commands that work while the daemon is down, and what they may import of ours besides the values of floor 0.
 DAEMON_DOWN: Final = ("cli.mtaq", "cli.mtad_flush")
-ENOUGH: Final = FLOORS[0] | {"spool", "config", "configfile", "net", "cli"}
+ENOUGH: Final = (
+    FLOORS[0]
+    | {"spool", "config", "config_values", "configfile", "net", "cli"}
+    | {"nexthop", "reasons", "queue_causes", "queue_deferrals"}  # pure: what to say about what was found
+)
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -97,7 +97,7 @@ def test_a_message_is_stored_with_its_trace_and_unix_line_ends(mail: Mail) -> No
     assert mail.doubts == ["local"]
 
 
-def test_the_mailbox_is_made_for_its_owner_only(mail: Mail) -> None:
+def test_l4_the_mailbox_is_made_for_its_owner_only(mail: Mail) -> None:
     mail.deliver()
     for path in (mail.root, *(mail.root / "alice" / part for part in (".", "tmp", "new", "cur"))):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
@@ -140,7 +140,7 @@ def test_each_recipient_has_an_outcome_of_its_own(mail: Mail) -> None:
 # -- names ------------------------------------------------------------------------------------------------------------
 
 
-def test_names_are_those_of_the_design_and_unique_over_threads(mail: Mail) -> None:
+def test_l4_names_are_those_of_the_design_and_unique_over_threads(mail: Mail) -> None:
     names: list[str] = []
 
     def make() -> None:
@@ -155,7 +155,7 @@ def test_names_are_those_of_the_design_and_unique_over_threads(mail: Mail) -> No
     assert all(re.fullmatch(rf"\d+\.M\d{{1,6}}P{os.getpid()}Q\d+\.mx\.example\.org", name) for name in names)
 
 
-def test_a_host_name_cannot_spoil_a_file_name(tmp_path: Path) -> None:
+def test_l4_a_host_name_cannot_spoil_a_file_name(tmp_path: Path) -> None:
     name = MaildirTransport(str(tmp_path), "a/b:c", KnownUsers())._unique_name()
     assert name.endswith(r".a\057b\072c")
 
@@ -297,7 +297,7 @@ def test_a_full_disk_defers_with_the_reason_and_leaves_nothing(mail: Mail) -> No
         ("mkdir", errno.EROFS, "4.2.0"),
     ],
 )
-def test_each_step_that_the_disk_refuses_defers_and_leaves_nothing(
+def test_l4_each_step_that_the_disk_refuses_defers_and_leaves_nothing(
     mail: Mail, monkeypatch: pytest.MonkeyPatch, call: str, code: int, status: str
 ) -> None:
     if call != "mkdir":

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from mtad.cli.mtaq import Row, main, print_json, print_table, rows
+from mtad.cli.mtaq import main
+from mtad.cli.queue_list import Row, print_json, print_table, rows
 from mtad.envelope import Envelope, Recipient
 from mtad.outcome import Attempt, Deferred, Delivered, Failed, Outcome
 from mtad.progress import REPORT, Doubt, Event

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mtad.config import Delivery, DeliveryPolicy
-from mtad.nexthop import BadNextHop, NextHop, Rule, Rules, parse_next_hop
+from mtad.nexthop import BadNextHop, Group, NextHop, Rate, Rule, Rules, parse_next_hop
 
 
 @pytest.mark.parametrize(
@@ -97,3 +97,56 @@ def test_a_domain_with_a_policy_has_a_lane_of_its_own() -> None:
     rules = Rules(Delivery(next_hop="smart.example", policy=(DeliveryPolicy(domain=("a.test",), next_hop="@"),)))
     assert [rules.lane(domain) for domain in ("a.test", "b.test", "c.test")] == ["a.test", "smart.example", "smart.example"]
     assert Rules(Delivery()).lane("b.test") == "b.test"
+
+
+LIMITED = Rules(
+    Delivery(
+        policy=(
+            DeliveryPolicy(domain=("a.test",), concurrency=2, rate="100/1m", recipients=3, messages=4),
+            DeliveryPolicy(domain=("b.test",), recipients=9, messages=9),
+            DeliveryPolicy(mx=(".mail.test", "Mail.test"), domain=("m.test", ".m.test"), recipients=5, messages=1),
+            DeliveryPolicy(mx=("one.mail.test", "192.0.2.1"), concurrency=7, rate="1/2s"),
+        )
+    )
+)
+
+
+def test_a_policy_has_limits() -> None:
+    rate = Rate(100, 60.0, "100/1m")
+    assert LIMITED.of("a.test") == Rule(None, 25, concurrency=2, rate=rate, recipients=3, messages=4)
+    assert LIMITED.of("z.test") == Rule(None, 25)
+    assert LIMITED.of("m.test") == Rule(None, 25, recipients=5, messages=1), "no rule of its own, but a member"
+
+
+@pytest.mark.parametrize(
+    ("host", "recipients", "messages"),
+    [("", 9, 9), ("other.test", 9, 9), ("x.MAIL.test", 5, 1), ("mail.test", 5, 1), ("one.mail.test", 9, 9)],
+)
+def test_the_smaller_of_two_limits_holds(host: str, recipients: int, messages: int) -> None:
+    rule = LIMITED.of("b.test", host)
+    assert (rule.recipients, rule.messages) == (recipients, messages)
+
+
+@pytest.mark.parametrize(
+    ("domain", "host", "name"),
+    [
+        ("z.test", "", None),
+        ("z.test", "x.y.mail.test", ".mail.test Mail.test"),
+        ("z.test", "one.mail.test", "one.mail.test 192.0.2.1"),
+        ("z.test", "x.one.mail.test", ".mail.test Mail.test"),
+        ("z.test", "192.0.2.1", "one.mail.test 192.0.2.1"),
+        ("m.test", "", ".mail.test Mail.test"),
+        ("x.m.test", "elsewhere.test", ".mail.test Mail.test"),
+        ("m.test", "one.mail.test", "one.mail.test 192.0.2.1"),
+    ],
+)
+def test_domains_are_grouped_by_who_takes_their_mail_or_by_name(domain: str, host: str, name: str | None) -> None:
+    group = LIMITED.group(domain, host)
+    assert (group.name if group else None) == name
+    assert LIMITED.grouped
+    assert not RULES.grouped
+
+
+def test_the_domains_of_a_group_share_what_it_allows() -> None:
+    assert LIMITED.group("z.test", "one.mail.test") == Group("one.mail.test 192.0.2.1", 7, Rate(1, 2.0, "1/2s"))
+    assert LIMITED.group("y.test", "one.mail.test") is LIMITED.group("z.test", "192.0.2.1")

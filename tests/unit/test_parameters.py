@@ -48,6 +48,9 @@ from mtad.smtp.parameters import (
         (parse_orcpt, "utf-8;ü@b", r"utf-8;\x{FC}@b"),
         (parse_orcpt, r"UTF-8;\x{FC}@b", r"utf-8;\x{FC}@b"),
         (parse_orcpt, "utf-8;\U0001f600@b", r"utf-8;\x{1F600}@b"),
+        (parse_orcpt, "rfc822;m+C3+BCller+2Ba@b", r"utf-8;m\x{FC}ller+a@b"),
+        (parse_orcpt, r"rfc822;+C3+BC\x{0A}@b", r"utf-8;\x{FC}\x{5C}x{0A}@b"),
+        (parse_orcpt, "utf-8;+C3+BC@b", r"utf-8;\x{FC}@b"),
         (parse_orcpt, "x400;/S=a+2F", None),
         (parse_orcpt, "x400;/S+3Da", "x400;/S=a"),
         (parse_auth, "<>", ""),
@@ -90,12 +93,14 @@ def test_meaning(parse: Callable[[str], Any], value: str, meaning: Any) -> None:
             (parse_orcpt, value)
             for value in (r"utf-8;\x{0A}@b", r"utf-8;\x{2028}@b", r"utf-8;\x{110000}@b", r"utf-8;a\x{85}")
         ),
+        *((parse_orcpt, value) for value in ("rfc822;+C3@b", "rfc822;+C2+85@b", "rfc822;+E2+80+A8", "x400;+C3+BC")),
+        *((parse_orcpt, value) for value in (r"utf-8;+C3+BC\x{0A}@b", "rfc822;+C0+8A@b")),
         (parse_orcpt, "rfc822;" + "x" * 494),
         *((parse_auth, value) for value in ("a+0A", "a+0D+0Ab", "ü", "<a@b>=")),
         *((parse_chunk, value) for value in ("", "LAST", "-1", "1 LASTLAST", "1 LAST LAST", "1\tLAST", "\u0661", " 1")),
     ],
 )
-def test_what_is_refused_pa9_en1(parse: Callable[[str], Any], value: str) -> None:
+def test_what_is_refused_s_pa9_s_en1(parse: Callable[[str], Any], value: str) -> None:
     with pytest.raises(SyntaxFault, match=r"expected|character"):
         parse(value)
 
@@ -110,7 +115,7 @@ def test_xtext_there_and_back(text: str) -> None:
 
 
 @given(st.text())
-def test_nothing_that_does_not_print_comes_out_en1(text: str) -> None:
+def test_nothing_that_does_not_print_comes_out_s_en1(text: str) -> None:
     """Invariant: whatever goes in, what is decoded is printable US-ASCII, or a SyntaxFault."""
     for parse in (decode_xtext, parse_orcpt, parse_envid, parse_auth):
         try:

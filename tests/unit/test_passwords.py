@@ -152,7 +152,7 @@ def test_a_fault_that_comes_later_leaves_the_old_in_force(tmp_path: Path, eager:
     assert not passwords.find("alice").known
 
 
-def test_what_is_made_up_stays_the_same_pa13(tmp_path: Path) -> None:
+def test_what_is_made_up_stays_the_same_s_pa13(tmp_path: Path) -> None:
     """Over restarts and processes, in any spelling of the login, and looks like the real."""
     one, other = load(tmp_path / "p", ""), Passwords.load(str(tmp_path / "q"), secret=SECRET)
     assert one.find("nobody").keys == other.find("NOBODY").keys
@@ -169,7 +169,7 @@ def test_the_secret_of_the_machine() -> None:
         assert machine_secret() == machine_secret()
 
 
-def test_unknown_and_wrong_take_the_same_time_pa13(tmp_path: Path) -> None:
+def test_unknown_and_wrong_take_the_same_time_s_pa13(tmp_path: Path) -> None:
     """S-PA13: less than 10 ms between the medians."""
     change_password(str(tmp_path / "p"), "alice", make_keys("open sesame"))
     passwords = Passwords.load(str(tmp_path / "p"), secret=SECRET)

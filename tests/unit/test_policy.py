@@ -151,7 +151,7 @@ def test_for_those_who_have_logged_in(policy: Policy) -> None:
         ("", "alice@example.org", False),
     ],
 )
-def test_who_may_send_as_whom_en5(login: str, sender: str, owns: bool) -> None:
+def test_who_may_send_as_whom_s_en5(login: str, sender: str, owns: bool) -> None:
     assert SUBMISSION.owns(login, parse_mailbox(sender)) is owns
 
 

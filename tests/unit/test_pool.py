@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mtad.delivery.jobs import ALIVE, Job, Result, job_decoder, job_encoder
+from mtad.delivery.jobs import ALIVE, Job, Result, job_decoder, job_encoder, sign_of_life
 from mtad.net.channels import MAX_PACKET, PacketSocket
 from mtad.outcome import Delivered
-from mtad.scheduler.pool import FIRST_PAUSE, LONGEST_PAUSE, SILENCE, YOUNG, DeliveryPool, Dying, Slot
+from mtad.scheduler.pool import FIRST_PAUSE, LAST_RESPITE, LONGEST_PAUSE, SILENCE, YOUNG, DeliveryPool, Dying, Slot
 
 OK = Delivered("2.0.0", "sent")
 
@@ -29,6 +29,8 @@ def obey(channel: PacketSocket, _number: int) -> None:
             raise RuntimeError("on purpose")
         if job.destination == "alive":
             channel.send(ALIVE)
+        if job.destination == "stuck":
+            channel.send(sign_of_life([job.number]))
         if job.destination == "answer":
             channel.send(job_encoder.encode(Result(job.number, ((0, OK),))))
 
@@ -277,3 +279,48 @@ def test_the_death_of_one_is_not_hidden_by_another(make: Pools) -> None:
     with pytest.raises(EOFError):
         pool.receive(slots[0], 0.0)
     assert pool.receive(slots[1], 0.0) is None
+
+
+def test_a_process_with_a_job_that_makes_no_progress_is_ended_when_the_others_are_done(make: Pools) -> None:
+    pool = make(threads=3)
+    slot = place(pool)
+    stuck = pool.send(slot, job("wait"), 0.0)
+    other = pool.send(slot, job("wait"), 0.0)
+    assert stuck is not None
+    assert other is not None
+    slot.names_stuck(frozenset({stuck, 99}), 10.0)
+    assert slot.stuck == {stuck}, "99 has ended meanwhile"
+    assert pool.free(10.0) is None, "no new jobs"
+    assert pool.hung(10.0) == []
+    del slot.jobs[other]
+    assert pool.hung(10.0) == [slot]
+    assert slot.complaint(10.0) == "has deliveries that make no progress"
+    slot.names_stuck(frozenset(), 11.0)
+    assert pool.hung(11.0) == []
+    assert pool.free(11.0) is slot
+
+
+def test_the_others_of_such_a_process_get_a_respite_only(make: Pools) -> None:
+    pool = make(threads=3)
+    slot = place(pool)
+    stuck = pool.send(slot, job("wait"), 0.0)
+    assert stuck is not None
+    pool.send(slot, job("wait"), 0.0)
+    for now in range(10, 10 + int(LAST_RESPITE) + 1, 5):
+        slot.heard = now
+        slot.names_stuck(frozenset({stuck}), now)
+        assert pool.hung(now) == []
+    slot.heard = 11 + LAST_RESPITE
+    assert pool.hung(11 + LAST_RESPITE) == [slot]
+
+
+def test_a_sign_of_life_tells_which_jobs_are_stuck(make: Pools) -> None:
+    pool = make(threads=3)
+    slot = place(pool)
+    number = pool.send(slot, job("stuck"), 0.0)
+    assert number is not None
+    await_packet(slot)
+    assert pool.receive(slot, 5.0) is None
+    assert (slot.heard, slot.stuck, slot.stuck_since) == (5.0, frozenset({number}), 5.0)
+    pool.bury(slot, "makes no progress", 6.0)
+    assert slot.stuck == frozenset()

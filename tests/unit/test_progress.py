@@ -103,7 +103,7 @@ def test_states_tell_what_the_events_say(events: list[Event]) -> None:
             elif isinstance(event, Doubt):
                 if index in event.recipients and not settled:
                     doubt = event.host
-            else:
+            elif isinstance(event, Attempt):
                 for place, result in event.outcomes:
                     if place == index and not (reported or isinstance(outcome, Delivered)):
                         outcome, doubt = result, ""

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from mtad.config import DAY, Duration, Retry
 from mtad.envelope import Envelope, Recipient
-from mtad.outcome import Deferred, Delivered, Failed, Outcome
-from mtad.progress import RecipientState
-from mtad.retry import Bounce, Done, RetryAt, expired, in_words, lifetime, next_attempt, settle
+from mtad.outcome import Attempt, Deferred, Delivered, Failed, Outcome
+from mtad.progress import RecipientState, replay
+from mtad.retry import HINTS, Bounce, Done, RetryAt, expired, in_words, lifetime, next_attempt, settle
 
 RETRY = Retry()
 NOW = 1_700_000_000.0
@@ -163,3 +163,71 @@ def test_times_are_within_bounds(age: float, retry: Retry, jitter: float) -> Non
     if expiry > NOW:
         assert when <= expiry
         assert when >= min(NOW + retry.minimum, expiry) - 1e-6
+
+
+# -- what a server asks for ---------------------------------------------------------------------------------------------
+
+
+def asked(reply: str) -> Deferred:
+    return Deferred("4.7.1", "x", "mx.example", reply)
+
+
+def due(age: float, *outcomes: Outcome | None, jitter: float = 0.0, put_off: int = 1) -> float:
+    """In how many seconds a message of this age is tried again."""
+    told = tuple(RecipientState(outcome, put_off=put_off) for outcome in outcomes)
+    verdict = settle(envelope(len(told), age), told, NOW, RETRY, jitter)
+    then = verdict.then if isinstance(verdict, Bounce) else verdict
+    assert isinstance(then, RetryAt)
+    return then.when - NOW
+
+
+@pytest.mark.parametrize(
+    ("reply", "wait"),
+    [
+        ("451 4.7.1 Greylisted, try again in 45 seconds", 45),
+        ("451 4.7.1 Greylisted, try again in 5 seconds", 30),
+        ("451 4.7.1 Greylisted, try again in 0 seconds", 30),
+        ("450 4.7.1 rate limited for 20 minutes", 1200),
+        ("450 4.7.1 try again in 5 hours", 3600),
+        ("451 4.7.1 Greylisted", 300),
+    ],
+)
+@pytest.mark.parametrize("age", [0, 100, 250])
+def test_a_hint_sets_the_next_attempt(reply: str, wait: float, age: float) -> None:
+    assert due(age, asked(reply)) == wait
+
+
+def test_nobody_comes_before_the_time_that_was_asked_for() -> None:
+    assert due(0, asked("450 try again in 60 seconds"), jitter=0.5) == 63
+
+
+def test_a_hint_shortens_the_wait_of_an_old_message_a_few_times_only() -> None:
+    hint = asked("450 try again in 60 seconds")
+    assert due(20_000, hint) == 60
+    assert due(20_000, hint, put_off=HINTS) == 60
+    assert due(20_000, hint, put_off=HINTS + 1) == 4000
+    assert due(0, asked("450 try again in 900 seconds"), put_off=HINTS + 1) == 900, "a longer one is always heard"
+
+
+def test_the_recipient_who_is_due_first_decides() -> None:
+    soon, late = asked("450 try again in 60 seconds"), asked("450 try again in 1 hour")
+    assert due(0, soon, late) == 60
+    assert due(0, late, LATER) == 300
+    assert due(0, late, None) == 300
+    assert due(0, late, SENT) == 3600
+    assert due(0, late, NEVER) == 3600
+
+
+def test_the_last_attempt_is_at_the_expiry_whatever_a_server_asks_for() -> None:
+    late = asked("450 try again in 1 hour")
+    assert due(RETRY.lifetime - 100, late) == 100
+
+
+def test_only_what_a_server_said_is_a_hint() -> None:
+    assert due(0, Deferred("4.4.1", "the log says: try again in 45 seconds")) == 300
+
+
+def test_a_recipient_is_put_off_each_time_that_a_server_says_so() -> None:
+    silent = Deferred("4.4.1", "connection refused", destination=True)
+    (state,) = replay(1, [Attempt(1.0, ((0, outcome),)) for outcome in (LATER, silent, LATER)])
+    assert state.put_off == 2

@@ -164,7 +164,7 @@ def test_our_own_address_cuts_off_itself_and_what_is_not_better(hops: Hops, seed
 @pytest.mark.parametrize(
     "domain", ["selfbest.test", "ownbest.test", "self.test", "[192.0.2.99]", "[IPv6:::ffff:192.0.2.99]"]
 )
-def test_mail_that_would_come_back_to_us_fails(hops: Hops, domain: str) -> None:
+def test_q2_d4_mail_that_would_come_back_to_us_fails(hops: Hops, domain: str) -> None:
     only = failure(hops(domain))
     assert isinstance(only, Failed)
     assert only.status == "5.4.6"

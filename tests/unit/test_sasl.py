@@ -99,14 +99,14 @@ def test_keys_that_were_made_up_fit_no_password(name: str) -> None:
         (b"\0alice\n\0open sesame", Claim("alice\n", False)),
     ],
 )
-def test_plain_pa13(message: bytes, claim: Claim) -> None:
+def test_plain_s_pa13(message: bytes, claim: Claim) -> None:
     assert serve("PLAIN", message) == claim
 
 
 @pytest.mark.parametrize(
     "message", [b"", b"alice", b"\0alice", b"\0u\0p\0x", b"\0\0", b"\0\0x", b"\0\xff\0x", b"\0a\0\xff\xfe"]
 )
-def test_plain_that_is_none_pa13(message: bytes) -> None:
+def test_plain_that_is_none_s_pa13(message: bytes) -> None:
     """Nothing is cut off at a NUL: four fields are not three with a longer password."""
     with pytest.raises(SaslFault):
         serve("PLAIN", message)
@@ -161,7 +161,7 @@ def first(flag: str = "n", login: str = "alice", nonce: str = "clients") -> byte
         b"n,," + b"a" * 12000,
     ],
 )
-def test_scram_that_is_none_pa13(message: bytes) -> None:
+def test_scram_that_is_none_s_pa13(message: bytes) -> None:
     with pytest.raises(SaslFault):
         serve(SCRAM, message)
 
@@ -342,7 +342,7 @@ def test_choose_tl4() -> None:
         "YWJj" * 4 + "Y",
     ],
 )
-def test_what_is_no_base64_pa13(text: str) -> None:
+def test_what_is_no_base64_s_pa13(text: str) -> None:
     """CVE-2018-6789 in Exim was a length of 4n+3."""
     with pytest.raises(SaslFault):
         decode(text.encode())
@@ -353,7 +353,7 @@ def test_base64_there_and_back(message: bytes) -> None:
     assert decode(encode(message)) == message
 
 
-def test_look_alikes_are_one_pa13() -> None:
+def test_look_alikes_are_one_s_pa13() -> None:
     assert prepare("\uff42ob") == "bob"
     assert prepare("bo\u00adb") == "bob"
     assert derive("I\u00adX", b"s" * 16, 4096) == derive("IX", b"s" * 16, 4096)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mtad.config import Config, Delivery, Duration, Local, Processes
-from mtad.delivery.jobs import Result, job_decoder, job_encoder
+from mtad.delivery.jobs import Result, job_decoder, job_encoder, sign_of_life
 from mtad.envelope import Envelope, Recipient
 from mtad.net.channels import MAX_PACKET, Lifeline, Mailslot, PacketSocket, WakePipe
 from mtad.occupancy import Occupancy
@@ -135,6 +135,9 @@ def deliver(runtime: Runtime, channel: PacketSocket) -> None:
         with spool.open(Queue.ACTIVE, job.queue_id) as message:
             if kind == "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
+            if kind == "stuck":
+                channel.send(sign_of_life([job.number]))
+                time.sleep(60)
             if kind == "slow":
                 time.sleep(0.2)
             if kind == "forever":
@@ -177,19 +180,28 @@ def test_a_flush_request(loop: Loop, capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err.count("a request that cannot be read") == 2
 
 
+@pytest.mark.parametrize(
+    ("kind", "silence", "complaint"),
+    [("stop", 0.2, "did not show a sign of life"), ("stuck", 60.0, "has deliveries that make no progress")],
+)
 def test_a_delivery_process_that_hangs_is_killed_and_its_work_taken_back(
-    loop: Loop, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    loop: Loop,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    kind: str,
+    silence: float,
+    complaint: str,
 ) -> None:
-    monkeypatch.setattr(pool, "SILENCE", 0.2)
+    monkeypatch.setattr(pool, "SILENCE", silence)
     monkeypatch.setattr(process, "_HOUSEKEEPING", 0.05)
     loop.start()
-    stopped = loop.send("b@stop.test")
+    stopped = loop.send(f"b@{kind}.test")
     loop.turn(lambda: stopped in loop.files(Queue.DEFERRED))  # after two processes that it has stopped
     good = loop.send("c@good.test")
     loop.turn(lambda: good not in loop.files(Queue.INCOMING) and not loop.files(Queue.ACTIVE))
     assert good not in loop.files(Queue.DEFERRED)
     said = capfd.readouterr().err
-    assert said.count("did not show a sign of life (killed by SIGKILL); ") == 2
+    assert said.count(f"{complaint} (killed by SIGKILL); ") == 2
     [state] = loop.spool.load(Queue.DEFERRED, stopped).states
     assert isinstance(state.outcome, Deferred)
     assert state.outcome.text == "delivery process killed by SIGKILL"

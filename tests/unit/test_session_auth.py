@@ -70,7 +70,7 @@ def test_each_mechanism(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["PLAIN", "LOGIN", SCRAM, PLUS])
 @pytest.mark.parametrize("login", ["alice", "nobody"])
-def test_a_wrong_password_pa13(name: str, login: str) -> None:
+def test_a_wrong_password_s_pa13(name: str, login: str) -> None:
     """The same reply after the same pause, whether anybody has that login or not."""
     guard = Gate()
     engine = inside_tls(guard=guard)
@@ -93,7 +93,7 @@ def test_the_wrong_channel_tl4() -> None:
     assert auth(engine, mechanism).startswith("535 5.7.8")
 
 
-def test_too_many_on_one_connection_pa13() -> None:
+def test_too_many_on_one_connection_s_pa13() -> None:
     engine = inside_tls()
     answers = [engine.say(f"AUTH PLAIN {WRONG}")[0][:9] for _ in range(FAILURES)]
     assert answers == ["535 5.7.8"] * (FAILURES - 1) + ["421 4.7.0"]
@@ -101,7 +101,7 @@ def test_too_many_on_one_connection_pa13() -> None:
     assert engine.dialogue.pause == PAUSE
 
 
-def test_too_many_on_other_connections_pa13() -> None:
+def test_too_many_on_other_connections_s_pa13() -> None:
     """Who is refused is not told any more whether a password was right."""
     guard = Gate()
     guard.closed_to.add(("192.0.2.1", ""))
@@ -135,7 +135,7 @@ def test_too_many_on_other_connections_pa13() -> None:
         (f"auth Plain {GOOD}", "235 2.7.0"),
     ],
 )
-def test_the_command_pa13(line: str, answer: str) -> None:
+def test_the_command_s_pa13(line: str, answer: str) -> None:
     (said,) = inside_tls().say(line)
     assert said.startswith(answer)
 
@@ -160,7 +160,7 @@ def test_the_command_pa13(line: str, answer: str) -> None:
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_a_response_pa13(response: bytes, answer: str, cut: object) -> None:
+def test_a_response_s_pa13(response: bytes, answer: str, cut: object) -> None:
     """Whatever comes, the exchange is over and lines are commands again."""
     engine = inside_tls()
     assert engine.say("AUTH PLAIN") == ["334 "]
@@ -298,7 +298,7 @@ def test_a_claim_is_fit_for_a_log() -> None:
         f"AUTH LOGIN\r\n{b64('alice')}\r\n{b64(PASSWORD)}\r\n",
     ],
 )
-def test_what_is_behind_auth_pa10(sent: str) -> None:
+def test_what_is_behind_auth_s_pa10(sent: str) -> None:
     engine = inside_tls()
     engine._unread = b""
     engine.send(sent.encode())
@@ -307,7 +307,7 @@ def test_what_is_behind_auth_pa10(sent: str) -> None:
     assert engine.dialogue.session.login == ""
 
 
-def test_what_is_behind_a_response_pa10() -> None:
+def test_what_is_behind_a_response_s_pa10() -> None:
     engine = inside_tls()
     engine.say("AUTH LOGIN")
     engine._unread = b""
@@ -340,7 +340,7 @@ def test_a_login_may_relay_on_mx_and_a_stranger_may_not() -> None:
 
 
 @pytest.mark.parametrize("service", ["submission", "mx"])
-def test_a_login_sends_as_itself_en5(service: str) -> None:
+def test_a_login_sends_as_itself_s_en5(service: str) -> None:
     engine = inside_tls(service, senders=("alice : news@example.org",))
     engine.say(f"AUTH PLAIN {GOOD}")
     for sender, code in (

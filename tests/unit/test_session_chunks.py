@@ -73,7 +73,7 @@ def test_what_is_said() -> None:
 
 
 @pytest.mark.parametrize(("sent", "stored"), [(b"BDAT 0 LAST\r\n", b""), (b"BDAT 0\r\nBDAT 0\r\nBDAT 0 LAST\r\n", b"")])
-def test_empty_chunks_pa12(sent: bytes, stored: bytes) -> None:
+def test_empty_chunks_s_pa12(sent: bytes, stored: bytes) -> None:
     engine = begun()
     assert set(answers(engine, sent)) == {"250 2.0.0"}
     assert content(engine) == stored
@@ -126,7 +126,7 @@ def test_eight_bit_text_is_marked() -> None:
         ((*OPENING[:2], "RCPT TO:<nobody@example.org>"), "554 5.5.1"),
     ],
 )
-def test_a_chunk_out_of_order_is_swallowed_pa12(before: tuple[str, ...], code: str, cut: Cut) -> None:
+def test_a_chunk_out_of_order_is_swallowed_s_pa12(before: tuple[str, ...], code: str, cut: Cut) -> None:
     """Not an octet of it is a command, whatever it looks like."""
     for last in (False, True):
         engine = Engine()
@@ -139,7 +139,7 @@ def test_a_chunk_out_of_order_is_swallowed_pa12(before: tuple[str, ...], code: s
 
 
 @every_cut
-def test_too_big_pa12(cut: Cut) -> None:
+def test_too_big_s_pa12(cut: Cut) -> None:
     """The chunk that goes over the limit is swallowed and refused, and so are those that were sent behind it."""
     engine = begun(cut=cut, limits=Limits(message_size=Size(1000)))
     chunk = b"x" * 398 + b"\r\n"
@@ -176,7 +176,7 @@ def test_what_is_not_allowed_between_chunks() -> None:
 
 
 @pytest.mark.parametrize("line", ["RSET", "EHLO c", "HELO c", "QUIT"])
-def test_what_gives_the_message_up_pa12(line: str) -> None:
+def test_what_gives_the_message_up_s_pa12(line: str) -> None:
     engine = begun()
     answers(engine, bdat(b"a\r\n", last=False))
     engine.say(line)
@@ -187,7 +187,7 @@ def test_what_gives_the_message_up_pa12(line: str) -> None:
     assert engine.spool.committed == []
 
 
-def test_the_client_goes_away_in_a_chunk_pa12() -> None:
+def test_the_client_goes_away_in_a_chunk_s_pa12() -> None:
     engine = begun()
     engine.send(b"BDAT 100 LAST\r\nhalf of it\r\n")
     assert engine.dialogue.in_content
@@ -197,14 +197,14 @@ def test_the_client_goes_away_in_a_chunk_pa12() -> None:
     assert engine.log.events == ["lost connection after BDAT"]
 
 
-def test_a_chunk_within_a_chunk_pa12() -> None:
+def test_a_chunk_within_a_chunk_s_pa12() -> None:
     """CVE-2017-16943 in Exim: a second BDAT in the payload of the first."""
     engine = begun()
     assert answers(engine, b"BDAT 11\r\nBDAT 1000\r\nNOOP\r\n") == ["250 2.0.0"] * 2
     assert answers(engine, b"BDAT 10\r\nBDAT 1000\r\nNOOP\r\nNOOP\r\n") == ["250 2.0.0", "500 5.5.2", "250 2.0.0"]
 
 
-def test_no_end_in_sight_pa12() -> None:
+def test_no_end_in_sight_s_pa12() -> None:
     """CVE-2017-16944 in Exim: a dot in a chunk that never ends."""
     engine = begun()
     engine.send(b"BDAT 2000000000\r\n.\r\n")
@@ -216,7 +216,7 @@ def test_no_end_in_sight_pa12() -> None:
 @pytest.mark.parametrize(
     "argument", [b"xx", b"-1 LAST", b"1a", b"18446744073709551616", b"4294967297", b"10 LAST LAST", b""]
 )
-def test_after_a_malformed_bdat_nothing_is_a_command_pa12(argument: bytes) -> None:
+def test_after_a_malformed_bdat_nothing_is_a_command_s_pa12(argument: bytes) -> None:
     engine = begun()
     (answer,) = answers(engine, b"BDAT " + argument + b"\r\nRSET\r\nMAIL FROM:<smuggled@a>\r\nQUIT\r\n")
     assert answer in {"501 5.5.4", "552 5.3.4"}
@@ -253,7 +253,7 @@ def test_a_loop_is_seen_at_its_chunk() -> None:
     assert engine.spool.open_entries == []
 
 
-def test_empty_chunks_lead_nowhere_pa10() -> None:
+def test_empty_chunks_lead_nowhere_s_pa10() -> None:
     """EHLO was the first that led nowhere."""
     engine = begun(limits=Limits(junk_commands=5, bad_commands_in_a_row=3))
     assert answers(engine, b"BDAT 0\r\n" * 8) == ["250 2.0.0"] * 6 + ["421 4.7.0"]

@@ -239,7 +239,7 @@ def test_users_that_cannot_be_read_are_a_temporary_trouble() -> None:
     "line", ["GET / HTTP/1.1", "POST /x HTTP/1.0", "CONNECT mx.example.org:25", "Host: x", "user-agent: a"]
 )
 @pytest.mark.parametrize("state", State, ids=lambda state: state.name)
-def test_http_is_cut_off_pa10(line: str, state: State) -> None:
+def test_http_is_cut_off_s_pa10(line: str, state: State) -> None:
     session = session_in(state)
     answer = say(session, line)
     assert (answer.code, answer.enhanced) == (421, "4.7.0")
@@ -252,7 +252,7 @@ LAST = {"EHLO c": 554, "HELO c": 554, "DATA": 554, "AUTH PLAIN": 554, "STARTTLS"
 
 
 @pytest.mark.parametrize("line", TABLE)
-def test_what_is_sent_behind_a_command_pa10(line: str) -> None:
+def test_what_is_sent_behind_a_command_s_pa10(line: str) -> None:
     state = State.READY if line == "AUTH PLAIN" else State.RECIPIENT
     strangers = session_in(state, **OFFERS)
     answer = dispatch(strangers, parse_command(line.encode()), ahead=True)
@@ -277,7 +277,7 @@ def test_bdat_tells_how_much_follows_whatever_the_reply() -> None:
     "argument",
     ["", "-1 LAST", "1a", "0x10", "+5", "1 0", "10 LAST LAST", "10LAST", "LAST", "xx", "1" * 21, "10 LAS", "1.0", "\u0661"],
 )
-def test_bdat_that_is_none_ends_the_session_pa12(argument: str) -> None:
+def test_bdat_that_is_none_ends_the_session_s_pa12(argument: str) -> None:
     """Nobody knows which of the octets that follow are commands."""
     for state in State:
         session = session_in(state)
@@ -288,14 +288,14 @@ def test_bdat_that_is_none_ends_the_session_pa12(argument: str) -> None:
 
 
 @pytest.mark.parametrize("octets", ["4294967297", "18446744073709551616", "99999999999999999999", "2147483649"])
-def test_bdat_that_nobody_can_mean_is_not_waited_for_pa12(octets: str) -> None:
+def test_bdat_that_nobody_can_mean_is_not_waited_for_s_pa12(octets: str) -> None:
     session = session_in(State.RECIPIENT)
     answer = say(session, f"BDAT {octets}")
     assert (answer.code, answer.enhanced) == (552, "5.3.4")
     assert session.closing
 
 
-def test_commands_beyond_ascii_pa4() -> None:
+def test_commands_beyond_ascii_s_pa4() -> None:
     for line in ("EHLO ü", "NOOP ü", "HELP ü", "QUIT ü", "RSET ü", "STARTTLS ü", "AUTH ü"):
         session = session_in(State.READY, **OFFERS)
         assert say(session, line).code in {500, 501}
@@ -370,7 +370,7 @@ def test_junk_counts_above_its_limit() -> None:
     ]
 
 
-def test_refused_recipients_are_borne_a_hundred_times_pa6() -> None:
+def test_refused_recipients_are_borne_a_hundred_times_s_pa6() -> None:
     session = session_in(State.SENDER)
     codes = codes_until_closed(session, [f"RCPT TO:<u{n}@example.org>" for n in range(200)])
     assert codes == [550] * 109 + [421]

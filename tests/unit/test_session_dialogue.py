@@ -282,14 +282,14 @@ def test_a_message_makes_junk_forgotten() -> None:
         assert deliver(at_data(engine), MESSAGE).startswith("250")
 
 
-def test_endless_long_line_ends_the_session_pa1() -> None:
+def test_endless_long_line_ends_the_session_s_pa1() -> None:
     engine = Engine()
     for _ in range(9):
         assert engine.say("x" * 3000)[-1].startswith("500 5.5.2")
     assert engine.say("x" * 3000)[-1].startswith("421 4.7.0")
 
 
-def test_a_line_that_is_long_in_content_passes_pa2() -> None:
+def test_a_line_that_is_long_in_content_passes_s_pa2() -> None:
     engine = at_data(Engine())
     line = b"y" * 1_000_000 + b"\r\n"
     assert deliver(engine, line).startswith("250")

@@ -161,7 +161,7 @@ def test_facts_are_values() -> None:
 # -- out of turn ----------------------------------------------------------------------------------------------------------
 
 
-def test_who_speaks_before_the_greeting_pa10() -> None:
+def test_who_speaks_before_the_greeting_s_pa10() -> None:
     engine = Engine(client=STRANGER)
     assert engine.dialogue.spoke_early() == b"554 5.5.0 mx.example.org Error: you spoke before the greeting\r\n"
     assert engine.dialogue.closing
@@ -198,7 +198,7 @@ def test_tls_where_there_is_none_tl6() -> None:
         b"Host: a\r\nEHLO c\r\n",
     ],
 )
-def test_http_pa10(request_: bytes) -> None:
+def test_http_s_pa10(request_: bytes) -> None:
     for cut in (octets, lambda data: [data]):
         engine = Engine(client=STRANGER, cut=cut)
         engine._unread = b""
@@ -212,7 +212,7 @@ ENVELOPE = b"MAIL FROM:<a@b>\r\nRCPT TO:<bob@example.org>\r\nDATA\r\n"
 
 
 @pytest.mark.parametrize("ahead", [b"EHLO c\r\nMAIL FROM:<a@b>\r\n", b"HELO c\r\nNOOP\r\n", b"EHLO c\r\nM"])
-def test_what_is_behind_a_greeting_pa10(ahead: bytes) -> None:
+def test_what_is_behind_a_greeting_s_pa10(ahead: bytes) -> None:
     engine = Engine(client=STRANGER)
     engine._unread = b""
     engine.send(ahead)
@@ -220,7 +220,7 @@ def test_what_is_behind_a_greeting_pa10(ahead: bytes) -> None:
     assert engine.dialogue.closing
 
 
-def test_what_is_behind_data_pa10() -> None:
+def test_what_is_behind_data_s_pa10() -> None:
     """Nothing of it is content, and nothing of it is a command."""
     engine = Engine(client=STRANGER)
     engine.say("EHLO c")

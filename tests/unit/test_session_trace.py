@@ -58,7 +58,7 @@ def test_ipv6_and_helo() -> None:
 
 
 @given(st.text(max_size=80))
-def test_a_name_from_the_dns_injects_nothing_en1(name: str) -> None:
+def test_a_name_from_the_dns_injects_nothing_s_en1(name: str) -> None:
     """Invariant: whatever the DNS says the field is three lines of printable text."""
     field = received_field(session_of(Client("192.0.2.1", name)), envelope_to("bob@example.org"))
     lines = field.decode("ascii").split("\r\n")

@@ -102,11 +102,11 @@ def test_one_author(value: str) -> None:
         "[x] <alice@example.org>",
     ],
 )
-def test_what_is_read_in_two_ways_en5(value: str) -> None:
+def test_what_is_read_in_two_ways_s_en5(value: str) -> None:
     assert parse_author(f" {value}".encode()) is None
 
 
-def test_not_utf8_is_no_author_en5() -> None:
+def test_not_utf8_is_no_author_s_en5() -> None:
     assert parse_author(b"\xff <alice@example.org>") is None
 
 
@@ -126,7 +126,7 @@ def test_not_utf8_is_no_author_en5() -> None:
     ],
     ids=lambda value: repr(value)[:40],
 )
-def test_faults_en5(content: bytes, fault: object, size: int | None) -> None:
+def test_faults_s_en5(content: bytes, fault: object, size: int | None) -> None:
     kept, header = through(content, size if len(content) < 1000 else 4096, date="", message_id="")
     assert header.fault is fault
     assert kept == content
@@ -187,7 +187,7 @@ def test_submission_completes(chunks: bool, cut: object) -> None:
 
 @pytest.mark.parametrize("service", ["mx", "submission"])
 @pytest.mark.parametrize("chunks", [False, True])
-def test_nobody_writes_in_anothers_name_en5(service: str, chunks: bool) -> None:
+def test_nobody_writes_in_anothers_name_s_en5(service: str, chunks: bool) -> None:
     """CVE-2024-7208: the envelope is right and the header is not."""
     for author in ("bob@example.org", "alice@example.org, bob@example.org", "ceo@example.com"):
         engine = site(service)

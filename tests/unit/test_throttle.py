@@ -29,7 +29,7 @@ def throttle(clock: Clock) -> Throttle:
     return Throttle(b"k" * 16, 5, clock)
 
 
-def test_each_try_takes_longer_pa13(throttle: Throttle) -> None:
+def test_each_try_takes_longer_s_pa13(throttle: Throttle) -> None:
     assert not throttle.refused("192.0.2.1", "alice")
     assert [throttle.failed("192.0.2.1", f"user{n}") for n in range(5)] == [1.0, 2.0, 4.0, 8.0, LONGEST_PAUSE]
     assert throttle.refused("192.0.2.1")
@@ -44,7 +44,7 @@ def test_an_ipv6_client_is_its_64(throttle: Throttle) -> None:
     assert not throttle.refused("2001:db8:0:1::1")
 
 
-def test_a_login_guessed_at_from_everywhere_pa13(throttle: Throttle) -> None:
+def test_a_login_guessed_at_from_everywhere_s_pa13(throttle: Throttle) -> None:
     """Its owner still gets in; who was wrong once does not try again."""
     for n in range(5 * LOGIN_FACTOR):
         throttle.failed(f"192.0.2.{n}", "alice")

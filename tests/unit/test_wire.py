@@ -63,7 +63,7 @@ def test_lines_sm27_sm28_sm29(data: bytes, expected: list[bytes | LineFault]) ->
 
 
 @pytest.mark.parametrize("length", [512, 513, 1000, LINE_LIMIT - 1, LINE_LIMIT, LINE_LIMIT + 1, LINE_LIMIT + 2, 64 * 1024])
-def test_length_of_line_pa1(length: int) -> None:
+def test_length_of_line_s_pa1(length: int) -> None:
     line = b"x" * length
     expected = [line if length <= LINE_LIMIT else LONG, b"NOOP"]
     data = line + b"\r\nNOOP\r\n"
@@ -86,7 +86,7 @@ def test_one_fault_at_the_limit_however_it_is_cut(place: int, ending: bytes, mor
         assert lines_of([data[:cut], data[cut:]]) == reference, cut
 
 
-def test_endless_line_is_told_at_once_and_costs_no_memory_pa1() -> None:
+def test_endless_line_is_told_at_once_and_costs_no_memory_s_pa1() -> None:
     buffer = LineBuffer()
     buffer.feed(b"x" * (LINE_LIMIT + 1))
     assert buffer.next_line() is LONG
@@ -231,7 +231,7 @@ def test_decoder_against_the_standard(data: bytes) -> None:
         assert decode(chunks) == reference
 
 
-def test_decoder_keeps_nothing_of_a_long_line_pa2() -> None:
+def test_decoder_keeps_nothing_of_a_long_line_s_pa2() -> None:
     decoder = DataDecoder()
     chunk = b"x" * 65536
     tracemalloc.start()
@@ -322,13 +322,13 @@ def test_header_in_passing(content: bytes, received: int, message_id: bytes, don
         assert scan(chunks) == (received, message_id, done), chunks
 
 
-def test_ten_thousand_received_pa7() -> None:
+def test_ten_thousand_received_s_pa7() -> None:
     content = b"Message-ID: <a@b>\r\n" + b"Received: from hop\r\n" * 10000 + b"\r\n"
     assert scan([content]) == (10000, b"<a@b>", True)
     assert scan(content[i : i + 7] for i in range(0, len(content), 7)) == (10000, b"<a@b>", True)
 
 
-def test_endless_message_id_is_given_up_pa7() -> None:
+def test_endless_message_id_is_given_up_s_pa7() -> None:
     scanner = HeaderScanner()
     scanner.feed(b"Message-ID: <")
     chunk = b"x" * 65536

@@ -151,7 +151,7 @@ class _Net:
         self.wires.append(_Wire(script, self._where))
         return cast(Connection, self.wires[-1])
 
-    def rule(self, _destination: str) -> Rule:
+    def rule(self, _destination: str, _host: str = "") -> Rule:
         return self._rule
 
     def hops(self, _destination: str) -> Iterator[Host]:

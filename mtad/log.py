@@ -7,7 +7,8 @@ Call `setup` once in each process; a child of fork keeps its parent's setting, a
 program. Before the first call lines go to standard error. What other libraries log through Python's logging comes out as
 warnings of the process's program.
 
-Invariants: no message content, no credentials, no control characters; one line, one write; nothing here raises but `setup`.
+Invariants: no message content, no credentials, no control characters; a line is written whole; nothing here raises but
+`setup`.
 Errors: see `mtad.log_sinks`.
 Standards: RFC 3164 (lines), RFC 3463 (dsn=).
 """
@@ -113,17 +114,23 @@ def lost(client: str, after: str, *, timeout: bool = False) -> None:
     )
 
 
-def client(queue_id: str, client: str, login: str = "", mechanism: str = "") -> None:
-    """A message begins; the id is from now on the first word of every line about it.
+def accepted(queue_id: str, client: str, login: str, mechanism: str, message_id: str) -> None:
+    """A message is ours: two lines, who brought it and what its Message-ID is ("" when it has none).
 
-    Who had shown who it is, ``login``, and how.
+    The id is from now on the first word of every line about it. Who had shown who it is, ``login``, and how.
     """
-    fields = {"event": "client", "client": client}
+    fields: dict[str, str | int | float] = {"event": "client", "client": client}
     text = f"client={client}"
     if login:
         text += f", sasl_method={mechanism}, sasl_username={login}"
         fields |= {"sasl_method": mechanism, "sasl_username": login}
-    _emit(logging.INFO, "smtpd", queue_id, text, fields)
+    of_message: Fields = {"event": "message-id", "message_id": message_id}
+    sink, pid = _Process.sink, _Process.pid
+    sink.write(
+        logging.INFO,
+        sink.formatter.format(Line(logging.INFO, "smtpd", pid, queue_id, text, fields)),
+        sink.formatter.format(Line(logging.INFO, "cleanup", pid, queue_id, f"message-id={message_id}", of_message)),
+    )
 
 
 def login_failed(client: str, mechanism: str, reply: Reply, login: str) -> None:
@@ -135,11 +142,6 @@ def login_failed(client: str, mechanism: str, reply: Reply, login: str) -> None:
         f"warning: {client}: SASL {mechanism} authentication failed: {reply.text}, sasl_username={login}",
         {"event": "login-failed", "client": client, "sasl_method": mechanism, "reply": reply.text, "sasl_username": login},
     )
-
-
-def message_id(queue_id: str, value: str) -> None:
-    """The Message-ID of a message, with its angle brackets; "" when it has none."""
-    _emit(logging.INFO, "cleanup", queue_id, f"message-id={value}", {"event": "message-id", "message_id": value})
 
 
 def queue_active(envelope: Envelope, size: int) -> None:

@@ -1,7 +1,7 @@
 """Where log lines go, and what they look like there: one `Sink` for each place, and the two formats.
 
 Python's logging does the talking to syslog, and what other libraries log through it comes out here. Our own lines go the
-short way: one string, one write(2), no record, no lock. That is safe for several threads and several processes on one file,
+short way: a string, a write(2), no record, no lock. That is safe for several threads and several processes on one file,
 because the file is open for appending and a line is written whole; lines keep below the 4,096 octets that a pipe takes at
 once.
 
@@ -19,7 +19,7 @@ import logging.handlers
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -123,14 +123,20 @@ class Sink(Protocol):
 
     formatter: Formatter
 
-    def write(self, level: int, line: bytes) -> None:
-        """Write one line, given without its line end. Never raises."""
+    def write(self, level: int, *lines: bytes) -> None:
+        """Write lines of one level, given without their line ends. Never raises."""
 
     def close(self) -> None:
         """Give back what was opened; nothing is written after this."""
 
 
-def _write(fd: int, data: bytes) -> None:
+def _write(fd: int, lines: Sequence[bytes]) -> None:
+    """Write lines, in one piece if a pipe takes it as such, else one by one."""
+    data = b"\n".join(lines) + b"\n"
+    if len(data) > MAX_LINE and len(lines) > 1:
+        for line in lines:
+            _write(fd, (line,))
+        return
     try:
         done = os.write(fd, data)
         if done < len(data):
@@ -148,9 +154,11 @@ class DescriptorSink:
         self._fd = fd
         self._priorities = priorities
 
-    def write(self, level: int, line: bytes) -> None:
+    def write(self, level: int, *lines: bytes) -> None:
         """See `Sink`."""
-        _write(self._fd, b"<%d>%s\n" % (_PRIORITY[level], line) if self._priorities else line + b"\n")
+        if self._priorities:
+            lines = tuple(b"<%d>%s" % (_PRIORITY[level], line) for line in lines)
+        _write(self._fd, lines)
 
     def close(self) -> None:
         """Nothing: the descriptor was there before us."""
@@ -172,14 +180,14 @@ class FileSink:
         # Never held over a fork: whoever forks has one thread, and that one is not in here.
         self._lock = threading.Lock()
 
-    def write(self, level: int, line: bytes) -> None:
+    def write(self, level: int, *lines: bytes) -> None:
         """See `Sink`."""
         del level
         now = time.monotonic()
         if now - self._checked >= 1.0:
             self._checked = now
             self._follow()
-        _write(self._fd, line + b"\n")
+        _write(self._fd, lines)
 
     def close(self) -> None:
         """See `Sink`."""
@@ -226,9 +234,10 @@ class SyslogSink:
         self.formatter = formatter
         self._handler = _QuietSysLogHandler(address=socket, facility=logging.handlers.SysLogHandler.LOG_MAIL)
 
-    def write(self, level: int, line: bytes) -> None:
+    def write(self, level: int, *lines: bytes) -> None:
         """See `Sink`."""
-        self._handler.handle(logging.LogRecord("mtad", level, "", 0, line.decode(), None, None))
+        for line in lines:
+            self._handler.handle(logging.LogRecord("mtad", level, "", 0, line.decode(), None, None))
 
     def close(self) -> None:
         """See `Sink`."""

@@ -7,6 +7,7 @@ it is made, so that an ill-formed one cannot reach the wire; what a remote serve
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -51,13 +52,19 @@ class Reply(msgspec.Struct, frozen=True):
 
     def encode(self) -> bytes:
         """The reply as it goes over the wire, each line with code and enhanced status, CRLF at the end of each."""
-        head = f"{self.enhanced} " if self.enhanced else ""
-        last = len(self.lines) - 1
-        wire = [
-            _cut(f"{self.code}{' ' if number == last else '-'}{head}{line}".encode("utf-8", "replace"))
-            for number, line in enumerate(self.lines)
-        ]
-        return b"\r\n".join(wire) + b"\r\n"
+        return _encode(self)
+
+
+@lru_cache(maxsize=512)
+def _encode(answer: Reply) -> bytes:
+    """Remembered, since nearly all that a server says it has said before."""
+    head = f"{answer.enhanced} " if answer.enhanced else ""
+    last = len(answer.lines) - 1
+    wire = [
+        _cut(f"{answer.code}{' ' if number == last else '-'}{head}{line}".encode("utf-8", "replace"))
+        for number, line in enumerate(answer.lines)
+    ]
+    return b"\r\n".join(wire) + b"\r\n"
 
 
 def _cut(line: bytes) -> bytes:

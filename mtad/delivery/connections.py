@@ -68,14 +68,16 @@ T = TypeVar("T")
 class Timeouts:
     """Seconds for each phase, from the settings."""
 
-    __slots__ = ("reply", "send")
+    __slots__ = ("reply", "send", "turn")
 
     def __init__(self, settings: Delivery) -> None:
         self.reply: Mapping[Phase, float] = {
             phase: float(getattr(settings, words.timeout)) for phase, words in PHASES.items()
         }
-        # One for all that is sent, so that the socket's setting never changes: commands fit into any buffer anyway.
+        # One for all that is sent, so that the socket's setting never changes: commands fit into any buffer anyway. And
+        # replies are waited for in turns of one length, the shortest that a message meets, for the same reason.
         self.send = float(settings.data_xfer_timeout)
+        self.turn = min(self.reply[phase] for phase in (Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.DOT))
 
 
 class Session:
@@ -251,17 +253,22 @@ class Session:
         if self._replies:
             return self._replies.popleft()
         self._replies.extend(self._reader.feed(b""))  # a fault that stood behind the last reply
-        end = 0.0
+        end = monotonic() + timeout
         remaining = timeout
         while True:
-            data = self._stream.receive(remaining)
+            try:
+                data = self._stream.receive(min(remaining, self._timeouts.turn))
+            except TimedOut:
+                if monotonic() < end - 0.5:  # a turn is over, the time-out is not
+                    remaining = end - monotonic()
+                    continue
+                raise
             if not data:
                 raise ConnectionLost("closed by the server")
             self.moved = now = monotonic()
             self._replies.extend(self._reader.feed(data))
             if self._replies:
                 return self._replies.popleft()
-            end = end or now + timeout
             remaining = end - now
             if remaining <= 0:
                 raise TimedOut("the reply did not come to its end in time")

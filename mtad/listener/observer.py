@@ -39,8 +39,7 @@ class LogObserver:
 
     def accepted(self, session: Session, envelope: Envelope, _size: int, message_id: str) -> None:
         """A message is ours."""
-        log.client(envelope.id, envelope.client, envelope.login, session.mechanism)
-        log.message_id(envelope.id, message_id)
+        log.accepted(envelope.id, envelope.client, envelope.login, session.mechanism, message_id)
 
     def discarded(self, session: Session, envelope: Envelope, _size: int, answer: Reply) -> None:
         """A message was refused at its end."""

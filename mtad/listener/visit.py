@@ -88,15 +88,19 @@ class Conversation:
             self._shake_hands(visit)
         self._say(visit, self._greeting(visit))
         in_content = False
-        timeout: float = self._limits.command_timeout
+        # The connection waits no longer than this at a time, so that its setting hardly ever changes.
+        longest = timeout = float(self._limits.command_timeout)
         deadline = time.monotonic() + timeout
         while not dialogue.closing:
             if self._draining() and dialogue.waiting:
                 self.last_word(visit, _STOPPING, "shutdown")
                 return
             try:
-                data = visit.connection.receive(timeout)
+                data = visit.connection.receive(min(timeout, longest))
             except TimedOut:
+                timeout = deadline - time.monotonic()
+                if in_content and timeout > 0:
+                    continue
                 self.last_word(visit, _TIMEOUT, "timeout")
                 return
             if not data:
@@ -112,7 +116,7 @@ class Conversation:
                     self._shake_hands(visit)
             if answer or dialogue.in_content is not in_content:
                 in_content = dialogue.in_content
-                timeout = self._limits.data_timeout if in_content else self._limits.command_timeout
+                timeout = float(self._limits.data_timeout if in_content else self._limits.command_timeout)
                 deadline = time.monotonic() + timeout
                 continue
             timeout = deadline - time.monotonic()

@@ -42,6 +42,8 @@ class State(Enum):
     RECIPIENT = "at least one recipient was taken"
     CHUNKS = "the content has begun to come, with BDAT"
 
+    __hash__ = object.__hash__  # each is one object; Enum's own is slow, and this is asked for each command
+
 
 class Client(msgspec.Struct, frozen=True):
     """Who is connected: the address in text form, and the name that the DNS gives for it."""

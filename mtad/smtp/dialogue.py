@@ -43,6 +43,8 @@ class Phase(Enum):
     DOT = "dot"
     RSET = "rset"
 
+    __hash__ = object.__hash__  # each is one object; Enum's own is slow, and each step looks one up
+
 
 class Words(msgspec.Struct, frozen=True):
     """A row of `PHASES`, in the words of Postfix, which administrators and their scripts know."""

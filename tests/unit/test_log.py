@@ -50,11 +50,12 @@ def lines(tmp_path: Path) -> Callable[[], list[str]]:
 
 
 def test_logins(lines: Callable[[], list[str]]) -> None:
-    """In Postfix's words; fail2ban looks for the second line."""
-    log.client("4bVQ", "unknown[192.0.2.7]", "alice", "PLAIN")
+    """In Postfix's words; fail2ban looks for the last line."""
+    log.accepted("4bVQ", "unknown[192.0.2.7]", "alice", "PLAIN", "")
     log.login_failed("unknown[192.0.2.7]", "PLAIN", reply(535, "5.7.8", "no"), "al ice")
     assert lines() == [
         "mtad/smtpd: 4bVQ: client=unknown[192.0.2.7], sasl_method=PLAIN, sasl_username=alice",
+        "mtad/cleanup: 4bVQ: message-id=",
         "mtad/smtpd: warning: unknown[192.0.2.7]: SASL PLAIN authentication failed: 535 5.7.8 no, sasl_username=al ice",
     ]
 
@@ -62,8 +63,7 @@ def test_logins(lines: Callable[[], list[str]]) -> None:
 def everything() -> None:
     client = "mail.b.example[192.0.2.7]"
     log.connect(client)
-    log.client(MESSAGE.id, client)
-    log.message_id(MESSAGE.id, "<1@b.example>")
+    log.accepted(MESSAGE.id, client, "", "", "<1@b.example>")
     log.disconnect(client, {"EHLO": (1, 1), "RCPT": (1, 2), "QUIT": (1, 1)})
     log.lost(client, "DATA")
     log.lost(client, "CONNECT", timeout=True)
@@ -153,7 +153,7 @@ def test_delays_have_two_digits(seconds: float, text: str) -> None:
 def test_control_characters_never_reach_the_log(bad: str, tmp_path: Path) -> None:
     def hostile() -> None:
         log.connect(f"u[{bad}]")
-        log.message_id("ID", bad)
+        log.accepted("ID", f"u[{bad}]", bad, bad, bad)
         outcome: Outcome = Failed("5.0.0", bad)
         log.delivery(MESSAGE, bad, ATTEMPT, outcome, ARRIVAL)
         log.panic(bad, ValueError(bad))
@@ -163,7 +163,7 @@ def test_control_characters_never_reach_the_log(bad: str, tmp_path: Path) -> Non
         log.setup(str(path), form, "smtpd")
         hostile()
         data = path.read_bytes()
-        assert data.count(b"\n") == 4
+        assert data.count(b"\n") == 5
         assert all(line.decode().isprintable() for line in data.splitlines())
 
 
@@ -296,3 +296,15 @@ def test_several_processes_write_whole_lines_into_one_file(tmp_path: Path) -> No
     assert len(texts) == 1200
     assert all(match is not None and len(match[2]) == 1500 for match in texts)
     assert len({match[1] for match in texts if match is not None}) == 4, "each child has its own process id"
+
+
+def test_two_lines_in_one_piece_or_two(tmp_path: Path) -> None:
+    """What a pipe would not take at once is written line by line, so that no other line can come in between."""
+    reading, writing = os.pipe()
+    sink = DescriptorSink(writing, Formatter(json=False, dated=False), priorities=True)
+    sink.write(logging.INFO, b"one", b"two")
+    assert os.read(reading, 100) == b"<6>one\n<6>two\n"
+    sink.write(logging.INFO, b"x" * 3000, b"y" * 3000)
+    assert os.read(reading, 10_000) == b"<6>" + b"x" * 3000 + b"\n<6>" + b"y" * 3000 + b"\n"
+    os.close(reading)
+    os.close(writing)

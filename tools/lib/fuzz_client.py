@@ -166,9 +166,9 @@ class _Sink:
     def __init__(self) -> None:
         self.lines: list[bytes] = []
 
-    def write(self, _level: int, line: bytes) -> None:
-        require(line.decode("utf-8").isprintable(), "a line of the log that does not print")
-        self.lines.append(line)
+    def write(self, _level: int, *lines: bytes) -> None:
+        require(all(line.decode("utf-8").isprintable() for line in lines), "a line of the log that does not print")
+        self.lines.extend(lines)
 
     def close(self) -> None:
         pass

@@ -125,6 +125,13 @@ class Lanes:
         `done`, `release`, or at once `give_back` or `cancel` must follow.
         """
         self._wake(now)
+        taken = self._take(now)
+        if taken is None:
+            self._call_back()  # a lane that was called before the last one may have had no use for its place
+            taken = self._take(now)
+        return taken
+
+    def _take(self, now: float) -> tuple[Lane, LaneJob] | None:
         while self._ring:
             turn, _ = self._ring.popitem(last=False)
             lane = None if self._waits(turn, now) else turn if isinstance(turn, Lane) else self._lane_of(turn, now)
@@ -310,18 +317,23 @@ class Lanes:
         lane.last_used = now
         lane.done += 1
         lane.budget.end()
-        self._leave_place(job)
+        self._leave_place(lane, job)
         if isinstance(job.shared, Shared):
             job.shared.budget.end()
             self._refresh_shared(job.shared)
 
-    def _leave_place(self, job: LaneJob) -> None:
-        for other in self._places.end(job.standing):
-            self._refresh(other)
+    def _leave_place(self, lane: Lane, job: LaneJob) -> None:
+        self._places.end(job.standing)
+        self._places.leave(lane)  # it stands otherwise now, and goes back where it belongs
+        self._call_back()
+
+    def _call_back(self) -> None:
+        for lane in self._places.free():
+            self._refresh(lane)
 
     def _undo(self, lane: Lane, job: LaneJob) -> None:
         lane.budget.undo()
-        self._leave_place(job)
+        self._leave_place(lane, job)
         if isinstance(job.shared, Shared):
             job.shared.budget.undo()
         job.started = 0.0

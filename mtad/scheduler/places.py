@@ -56,12 +56,13 @@ class Places:
         self._doubtful += standing is not Standing.WORKS
         return standing.value
 
-    def end(self, standing: str) -> Iterator[Lane]:
-        """A job has left the place that it took with this standing; the lanes that need not stand aside any more."""
-        if standing == Standing.WORKS.value:
-            return
+    def end(self, standing: str) -> None:
+        """A job has left the place that it took with this standing."""
         self._failing -= standing == Standing.FAILS.value
-        self._doubtful -= 1
+        self._doubtful -= standing != Standing.WORKS.value
+
+    def free(self) -> Iterator[Lane]:
+        """The lanes that need not stand aside any more."""
         for kind, lanes in self._aside.items():
             for _ in range(min(len(lanes), self._free(kind))):
                 lane, _ = lanes.popitem(last=False)

@@ -35,7 +35,7 @@ def taken(answer: dict[str, Any], listener: str) -> dict[str, Any]:
 def site(tmp_path: Path) -> Site:
     """A site that does not run: the command needs no server."""
     site = Site(tmp_path)
-    site.configure()
+    site.configure(dns={"timeout": "100ms"})
     return site
 
 
@@ -86,7 +86,7 @@ def test_who_may_relay(site: Site) -> None:
 
 def test_what_it_says_is_what_a_client_hears(tmp_path: Path) -> None:
     """The same words, for each recipient, as over a real connection from the same address."""
-    with World(tmp_path) as world:
+    with World(tmp_path, dns={"timeout": "100ms"}) as world:
         site = world.site
         for recipient in ("alice@example.org", "nobody@example.org", "b@far.test", "b%far.test@example.org", "postmaster"):
             for listener in ("inbound", "relay"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mtad.config import Delivery
@@ -103,6 +103,7 @@ def test_a_machine_with_one_place_delivers_all() -> None:
     assert len(done) == 20
 
 
+@example([(2, 3, False), (0, 0, False), (0, 2, False), (1, 2, False)], 1)
 @given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 3), st.booleans()), max_size=150), st.integers(1, 20))
 def test_nobody_is_forgotten(steps: list[tuple[int, int, bool]], places: int) -> None:
     """Whatever fails or works in whatever order: in the end every job that was not handed back is done."""

@@ -86,7 +86,15 @@ class Route(msgspec.Struct, frozen=True, omit_defaults=True):
     credentials: str
     """The file with what is shown to next hops; "" for none."""
     concurrency: int
+    """Deliveries at a time; with ``group`` those of all its domains together."""
     recipients: int
+    """In one transaction."""
+    messages: int = 0
+    """Over one connection; 0: as many as we like."""
+    rate: str = ""
+    """As the configuration has it, ``100/1m``; "" for none."""
+    group: str = ""
+    """The ``mx`` of the policy with whose other domains it shares concurrency and rate; "" when it has its own."""
     hosts: tuple[Exchanger, ...] = ()
     fault: str = ""
     """Why there are no hosts."""
@@ -173,15 +181,22 @@ class Explainer:
                 hosts.append(Exchanger(found.name, found.port, found.addresses, probes))
             else:
                 fault = found
-        delivery = self._config.delivery
+        # Who takes the mail is the first host that was tried, as a delivery tells the scheduler.
+        first = hosts[0].host if hosts else ""
+        group = self._rules.group(domain, first) if self._rules.grouped else None
+        limits = group or rule
+        rate = limits.rate
         return Route(
             destination=domain,
             next_hop=name,
             lane=self._rules.lane(domain),
             tls="implicit" if rule.implicit else rule.tls,
             credentials=rule.credentials,
-            concurrency=delivery.destination_concurrency,
-            recipients=delivery.destination_recipients,
+            concurrency=limits.concurrency or self._rules.concurrency,
+            recipients=self._rules.recipients(domain, first),
+            messages=self._rules.of(domain, first).messages,
+            rate="" if rate is None else rate.text,
+            group="" if group is None else group.name,
             hosts=tuple(hosts),
             fault="" if fault is None else f"{fault.status} {fault.text}",
             permanent=isinstance(fault, Failed),

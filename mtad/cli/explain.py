@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import sys
+import time
 from typing import Final
 
 import click
@@ -12,8 +13,12 @@ import msgspec
 
 from mtad import log
 from mtad.cli.common import Source, config_option, explained
-from mtad.errors import SyntaxFault
+from mtad.cli.queue_facts import Desk
+from mtad.cli.times import moment, plural
+from mtad.desk import LaneView
+from mtad.errors import MtadError, SyntaxFault
 from mtad.explain import Exchanger, Explainer, Explanation, Probe, Route, Taken
+from mtad.spool.queues import Spool
 from mtad.users import Users
 
 _TLS: Final = {
@@ -50,11 +55,35 @@ def explain(config: str | None, recipient: str, sender: str, client: str, probe:
         found = Explainer(settings, users).explain(_bare(recipient), _bare(sender), _address(client), probe=probe)
     except SyntaxFault as fault:
         raise click.UsageError(f"--to or --from: {fault}") from None
+    lane = _lane(settings.spool, found.route) if found.route is not None else None
     if as_json:
-        click.echo(msgspec.json.encode(found).decode())
+        click.echo(msgspec.json.encode(msgspec.to_builtins(found) | {"lane": lane}).decode())
     else:
         _print(found)
+        if lane is not None:
+            _print_lane(lane)
     sys.exit(0 if any(taken.accepted for taken in found.taken) else 1)
+
+
+def _lane(path: str, route: Route) -> LaneView | None:
+    """How the lane stands at this moment; None when no scheduler runs, or none has anything for this lane."""
+    try:
+        spool = Spool(path)
+    except (MtadError, OSError):
+        return None
+    try:
+        answer = Desk(spool).lanes((route.lane,))
+    finally:
+        spool.close()
+    views = answer.lanes if answer is not None else ()
+    return next((view for view in views if (view.transport, view.destination) == ("smtp", route.lane)), None)
+
+
+def _print_lane(lane: LaneView) -> None:
+    if lane.suspended_since:
+        click.echo(f"now         suspended since {moment(lane.suspended_since, time.time())}: {lane.reason}")
+    else:
+        click.echo(f"now         {lane.in_flight} of {lane.window} deliveries under way, {lane.waiting} waiting")
 
 
 def _bare(address: str) -> str:
@@ -92,8 +121,12 @@ def _print_taken(taken: Taken) -> None:
 
 def _print_route(route: Route) -> None:
     by = f"by the smarthost {route.next_hop}" if route.next_hop else f"by the MX of {route.destination}"
-    click.echo(f"sent on     {by}; at most {route.concurrency} deliveries at a time to {route.lane},")
-    click.echo(f"            {route.recipients} recipients in each")
+    whom = f"all domains whose mail goes to {route.group}" if route.group else route.lane
+    click.echo(f"sent on     {by}")
+    click.echo(f"limits      {route.concurrency} deliveries at a time to {whom}")
+    click.echo(f"            {route.recipients} recipients in each" + (f", {route.rate} at most" if route.rate else ""))
+    if route.messages:
+        click.echo(f"            {plural(route.messages, 'message')} over a connection")
     click.echo(f"TLS         {_TLS[route.tls]}")
     if route.credentials:
         click.echo(f"login       for the hosts in {route.credentials}")

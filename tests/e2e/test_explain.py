@@ -146,6 +146,43 @@ def test_a_smarthost_and_a_policy(tmp_path: Path) -> None:
         assert [host["host"] for host in route["hosts"]] == ["mx1.bank.test"]
 
 
+def test_a_lane_that_is_suspended_now(tmp_path: Path) -> None:
+    """While the server runs, how the lane stands at this moment is part of the answer."""
+    with World(tmp_path) as world:
+        domain = world.domain(world.address())
+        assert explain(world.site, "--to", f"b@{domain}")["lane"] is None
+        for _ in range(5):
+            world.site.await_deferred(world.send(f"b@{domain}"))
+        lane = explain(world.site, "--to", f"c@{domain}")["lane"]
+        assert lane["window"] == 0
+        assert lane["suspended_since"] > 0
+        shown = world.site.run("mtad", "explain", "--to", f"c@{domain}").stdout
+        assert shown.splitlines()[-1].startswith("now         suspended since ")
+        assert shown.rstrip().endswith("Connection refused")
+
+
+def test_the_limits_of_a_policy_and_of_the_hosts_that_take_the_mail(tmp_path: Path) -> None:
+    """Those that the lanes are given: of a policy by domain, of one by MX for each domain whose mail goes there."""
+    policy = [
+        {"domain": ["few.test"], "concurrency": 2, "rate": "100/1m", "recipients": 7, "messages": 3},
+        {"mx": [".big.test"], "concurrency": 4, "rate": "9/1s"},
+    ]
+    with World(tmp_path, delivery={"policy": policy}) as world:
+        world.domain(world.mx(), name="few.test")
+        world.dns.set("hosted.test", {"MX": ["10 mx1.big.test."]})
+        world.host("mx1.big.test", world.mx())
+        few = explain(world.site, "--to", "b@few.test")["route"]
+        hosted = explain(world.site, "--to", "b@hosted.test")["route"]
+        other = explain(world.site, "--to", f"b@{world.domain(world.mx())}")["route"]
+        shown = world.site.run("mtad", "explain", "--to", "b@few.test").stdout
+    names = ("concurrency", "rate", "recipients", "messages", "group")
+    assert [few.get(name) for name in names] == [2, "100/1m", 7, 3, None]
+    assert [hosted.get(name) for name in names] == [4, "9/1s", 50, None, ".big.test"]
+    assert [other.get(name) for name in names] == [20, None, 50, None, None]
+    assert "limits      2 deliveries at a time to few.test\n" in shown
+    assert "            7 recipients in each, 100/1m at most\n            3 messages over a connection\n" in shown
+
+
 # -- --probe ----------------------------------------------------------------------------------------------------------
 
 

@@ -47,7 +47,8 @@ from mtad.routing import Host
 from mtad.smtp.dialogue import Verdict
 from mtad.smtp.opening import authenticate, ehlo, greet, starttls
 from mtad.smtp.replies import ProtocolFault
-from mtad.smtp.sasl import SaslFault, choose, client_mechanism
+from mtad.smtp.sasl import SaslFault
+from mtad.smtp.sasl_client import choose, client_mechanism
 from mtad.tls.client import ClientTls
 from mtad.tls.connection import TlsConnection, TlsFailed
 

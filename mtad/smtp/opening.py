@@ -28,7 +28,8 @@ import msgspec
 from mtad.reply import Reply
 from mtad.smtp.capabilities import NO_EXTENSIONS, Capabilities, parse_capabilities
 from mtad.smtp.dialogue import Phase, Step, Verdict, command, expect, refusal
-from mtad.smtp.sasl import ClientMechanism, SaslFault, decode, encode
+from mtad.smtp.sasl import SaslFault, decode, encode
+from mtad.smtp.sasl_client import ClientMechanism
 
 #: Octets of a command line with its CRLF; a longer initial response waits for its own line (RFC 4954 section 4).
 _COMMAND: Final = 512

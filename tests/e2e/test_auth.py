@@ -18,7 +18,8 @@ from typing import Any, Final
 import pytest
 
 from mtad.passwords import change_password, make_keys
-from mtad.smtp.sasl import PLUS, SCRAM, client_mechanism, decode, encode
+from mtad.smtp.sasl import PLUS, SCRAM, decode, encode
+from mtad.smtp.sasl_client import client_mechanism
 from tests.client import Client
 from tests.dialogue_script import DIALOGUES, Script, load, play
 from tests.e2e.test_dialogues_live import Live

@@ -20,8 +20,6 @@ from mtad.smtp.sasl import (
     Claim,
     Keys,
     SaslFault,
-    choose,
-    client_mechanism,
     decode,
     derive,
     encode,
@@ -30,6 +28,7 @@ from mtad.smtp.sasl import (
     server_mechanisms,
     usable,
 )
+from mtad.smtp.sasl_client import choose, client_mechanism
 from tests.dialogue_engine import PASSWORD, MemoryLogins
 
 LOGINS = MemoryLogins()

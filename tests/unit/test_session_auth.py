@@ -9,7 +9,8 @@ import pytest
 from mtad.config import Limits
 from mtad.session.auth import FAILURES, PAUSE
 from mtad.session.state import Client, TlsFacts
-from mtad.smtp.sasl import PLUS, SCRAM, ClientMechanism, Entry, client_mechanism, decode, encode
+from mtad.smtp.sasl import PLUS, SCRAM, Entry, decode, encode
+from mtad.smtp.sasl_client import ClientMechanism, client_mechanism
 from tests.dialogue_engine import BINDINGS, PASSWORD, TLS, Engine, MemoryLogins, octets
 
 STRANGER = Client("192.0.2.1")

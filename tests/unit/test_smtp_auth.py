@@ -14,7 +14,8 @@ from mtad.config import DeliveryPolicy
 from mtad.outcome import Deferred, Delivered
 from mtad.smtp.dialogue import Phase, Step
 from mtad.smtp.opening import authenticate
-from mtad.smtp.sasl import ClientMechanism, SaslFault, client_mechanism
+from mtad.smtp.sasl import SaslFault
+from mtad.smtp.sasl_client import ClientMechanism, client_mechanism
 from tests.peers.mx import Mx, Say, Script
 from tests.peers.outbound import Site, only
 from tests.unit.test_client_protocol import play, r, sent

@@ -13,7 +13,8 @@ from typing import Final
 
 from scramp import ScramClient, ScramMechanism
 
-from mtad.smtp.sasl import Claim, Entry, SaslFault, client_mechanism, decode, derive, encode, prepare, server_mechanism
+from mtad.smtp.sasl import Claim, Entry, SaslFault, decode, derive, encode, prepare, server_mechanism
+from mtad.smtp.sasl_client import client_mechanism
 from tools.lib.fuzz import Target, require
 
 _BREAK: Final = b"\x1e"

@@ -182,7 +182,7 @@ def test_a_flush_request(loop: Loop, capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "silence", "complaint"),
-    [("stop", 0.2, "did not show a sign of life"), ("stuck", 60.0, "has deliveries that make no progress")],
+    [("stop", 1.0, "did not show a sign of life"), ("stuck", 60.0, "has deliveries that make no progress")],
 )
 def test_a_delivery_process_that_hangs_is_killed_and_its_work_taken_back(
     loop: Loop,

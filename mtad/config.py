@@ -1,8 +1,8 @@
 """The one table of settings: names, types, defaults, bounds and what each is for.
 
 The structs below are the table. `mtad.configfile` reads a TOML file into them; `tools/gendocs` makes the reference page and
-the commented example of them; `sections` hands the table out as data. Durations are seconds (float) here and strings with
-a unit in the file; sizes are octets here and in the file an integer, or a string with a unit.
+the commented example of them; `mtad.config_table` hands the table out as data. Durations are seconds (float) here and
+strings with a unit in the file; sizes are octets here and in the file an integer, or a string with a unit.
 
 Invariants: a value is never changed after it was made. The structs do not check anything when they are built by hand: only
 `mtad.configfile.parse` does. Nothing here does I/O.
@@ -10,8 +10,7 @@ Invariants: a value is never changed after it was made. The structs do not check
 
 from __future__ import annotations
 
-import functools
-from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta, field
@@ -216,6 +215,13 @@ class Retry(_Section, frozen=True):
     warn_after: Annotated[
         Duration, _seconds("Tell the sender, once, about mail that waits for longer; 0s: never.", least=0)
     ] = Duration(0.0)
+    on_doubt: Annotated[
+        Literal["retry", "hold"],
+        Meta(
+            description="What becomes of a recipient who may have the message, because a process died before the reply was "
+            "recorded. retry: it is sent again; hold: it is kept until `mtaq release`."
+        ),
+    ] = "retry"
     destination_pause: Annotated[
         Duration, _seconds("How long a destination that cannot be reached is left alone before it is tried again.", least=0)
     ] = Duration(60.0)
@@ -241,6 +247,13 @@ class Limits(_Section, frozen=True):
     ] = 50
     command_timeout: Annotated[Duration, _seconds("For a client to complete its next command.")] = Duration(300.0)
     data_timeout: Annotated[Duration, _seconds("For the whole of a message's content.")] = Duration(1800.0)
+    # Postfix's smtpd_min_data_rate and its default; a modem of 1984 was twice as fast.
+    data_rate: Annotated[
+        int, Meta(description="Octets a second of content at least, averaged over `data_window`; 0: as slowly as it likes.")
+    ] = 500
+    data_window: Annotated[
+        Duration, _seconds("How long a client may send content more slowly than at `data_rate`, or nothing at all.")
+    ] = Duration(300.0)
     tls_timeout: Annotated[Duration, _seconds("For the whole of a TLS handshake.")] = Duration(30.0)
     greeting_delay: Annotated[
         Duration, _seconds("How long an mx listener holds its greeting back, to catch who talks first.", least=0)
@@ -255,6 +268,17 @@ class Limits(_Section, frozen=True):
     junk_commands: Annotated[
         int, Meta(description="Commands that lead nowhere (NOOP, RSET, HELP, EHLO) between two messages.", ge=1)
     ] = 100
+    # Postfix under stress has 10 s and one error.
+    stress_timeout: Annotated[
+        Duration,
+        _seconds(
+            "While more than two thirds of `connections` are in use no deadline of a command, of a handshake, or of "
+            "silence in content is longer."
+        ),
+    ] = Duration(10.0)
+    stress_bad_commands: Annotated[
+        int, Meta(description="Refused commands, or such as lead nowhere, that a session may have in that time.", ge=1)
+    ] = 5
 
 
 class Processes(_Section, frozen=True):
@@ -299,98 +323,3 @@ class Config(_Section, frozen=True):
     def development(self) -> bool:
         """True for the built-in development defaults, which alone keep the users file inside the spool."""
         return self.local.users == f"{self.spool}/users"
-
-
-Kind = Literal["text", "path", "list", "integer", "choice", "duration", "size"]
-
-#: The largest number, where the table names none: far above any sense, far below any overflow.
-MOST: Final = 1_000_000
-
-_KINDS: Final[dict[Any, Kind]] = {str: "text", int: "integer", Duration: "duration", Size: "size", tuple: "list"}
-
-
-class Setting(msgspec.Struct, frozen=True):
-    """One row of the table. Bounds are inclusive: seconds, octets or plain numbers; for texts and lists the length."""
-
-    name: str
-    kind: Kind
-    description: str
-    default: Any
-    """The value when the file has none; `msgspec.NODEFAULT` when the file must have one."""
-    choices: tuple[str, ...] = ()
-    minimum: float = 0
-    maximum: float = MOST
-
-    @property
-    def required(self) -> bool:
-        """The file must have it."""
-        return self.default is msgspec.NODEFAULT
-
-
-class Section(msgspec.Struct, frozen=True):
-    """One TOML table. ``name`` is "" for the top level, else as ``tls.sni``; ``many``: it is an array of tables."""
-
-    name: str
-    many: bool
-    description: str
-    type: type[msgspec.Struct]
-    settings: tuple[Setting, ...]
-
-
-@functools.cache
-def sections() -> tuple[Section, ...]:
-    """The table as data, the top level first, in the order in which the structs have it."""
-    return tuple(_with_subsections("", False, Config))
-
-
-def subsections(section: Section) -> dict[str, Section]:
-    """The tables within a table, by the last part of their names."""
-    prefix = f"{section.name}." if section.name else ""
-    return {
-        other.name.removeprefix(prefix): other
-        for other in sections()
-        if other.name and other.name.rpartition(".")[0] == section.name
-    }
-
-
-def tables(config: Config, section: Section) -> list[tuple[tuple[str | int, ...], msgspec.Struct]]:
-    """The tables that a configuration has of one kind, each with its place, such as ``("listener", 0)``."""
-    found: list[tuple[tuple[str | int, ...], msgspec.Struct]] = [((), config)]
-    for part in section.name.split(".") if section.name else ():
-        inner: list[tuple[tuple[str | int, ...], msgspec.Struct]] = []
-        for path, table in found:
-            value = getattr(table, part)
-            if isinstance(value, tuple):
-                inner += [((*path, part, number), item) for number, item in enumerate(value)]
-            else:
-                inner.append(((*path, part), value))
-        found = inner
-    return found
-
-
-def _with_subsections(name: str, many: bool, struct: type[msgspec.Struct]) -> list[Section]:
-    found = [_section(name, many, struct)]
-    for key, hint in get_type_hints(struct, include_extras=True).items():
-        if get_origin(hint) is not Annotated:
-            array = get_origin(hint) is tuple
-            found += _with_subsections(f"{name}.{key}".lstrip("."), array, get_args(hint)[0] if array else hint)
-    return found
-
-
-def _section(name: str, many: bool, struct: type[msgspec.Struct]) -> Section:
-    hints = get_type_hints(struct, include_extras=True)
-    defaults = {item.name: item.default for item in msgspec.structs.fields(struct)}
-    settings = [_setting(key, hint, defaults[key]) for key, hint in hints.items() if get_origin(hint) is Annotated]
-    return Section(name, many, (struct.__doc__ or "").strip(), struct, tuple(settings))
-
-
-def _setting(name: str, hint: Any, default: Any) -> Setting:
-    kind_of, meta = get_args(hint)
-    extra = meta.extra or {}
-    description = meta.description or ""
-    if get_origin(kind_of) is Literal:
-        return Setting(name, "choice", description, default, choices=get_args(kind_of))
-    kind: Kind = "path" if "path" in extra else _KINDS[get_origin(kind_of) or kind_of]
-    least = next((bound for bound in (extra.get("minimum"), meta.ge, meta.min_length) if bound is not None), 0)
-    most = next((bound for bound in (extra.get("maximum"), meta.le, meta.max_length) if bound is not None), MOST)
-    return Setting(name, kind, description, default, minimum=least, maximum=most)

@@ -13,8 +13,9 @@ import re
 from collections.abc import Iterator
 from typing import Final, Protocol
 
-from mtad.config import Config, DeliveryPolicy, Listener, sections, tables
+from mtad.config import Config, DeliveryPolicy, Listener
 from mtad.config_lines import Path
+from mtad.config_table import sections, tables
 from mtad.config_values import rate
 from mtad.errors import SyntaxFault
 from mtad.smtp.grammar import parse_domain, parse_mailbox

@@ -1,7 +1,7 @@
 """One setting's value: from TOML, checked against its row of the table, and back to TOML.
 
-`decode` is told the row (`mtad.config.Setting`) and what tomllib made of the file, and gives the value that the structs
-hold. `value_text` is its inverse. Durations, sizes and rates have their grammar here.
+`decode` is told the row (`mtad.config_table.Setting`) and what tomllib made of the file, and gives the value that the
+structs hold. `value_text` is its inverse. Durations, sizes and rates have their grammar here.
 
 Errors: ValueError, whose text says what is wrong and, where that can be guessed, what was meant.
 """
@@ -14,7 +14,8 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from mtad.config import DAY, HOUR, Duration, Setting, Size
+from mtad.config import DAY, HOUR, Duration, Size
+from mtad.config_table import Setting
 
 _DURATION: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?(ms|s|m|h|d|w)")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": HOUR, "d": DAY, "w": 7 * DAY}

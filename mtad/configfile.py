@@ -19,9 +19,10 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from mtad.config import Config, Listener, Local, Section, Setting, Tls, sections, subsections, tables
+from mtad.config import Config, Listener, Local, Tls
 from mtad.config_lines import Path, key_lines, show
 from mtad.config_rules import check_rules, is_domain, is_user_name
+from mtad.config_table import Section, Setting, sections, subsections, tables
 from mtad.config_values import decode, value_text
 from mtad.errors import ConfigError, Problem
 

@@ -1,7 +1,10 @@
 """How far a message has come: one state per recipient, folded from the records of its queue file.
 
-The records are events (`Attempt`, `Doubt`, `Reported`, `Instructed`), appended one after the other; `replay` folds them.
-Nothing is ever taken back: a delivered or reported recipient stays so, whatever follows.
+The records are events (`Attempt`, `Doubt`, `Named`, `Reported`, `Instructed`), appended one after the other; `replay`
+folds them. Nothing is ever taken back: a delivered or reported recipient stays so, whatever follows.
+
+A recipient is *in doubt* from its `Doubt` until what the host said is recorded: between the two a process can die. An
+attempt that came to no host (a suspended destination, no DNS) says nothing about that, and the doubt stays.
 """
 
 from __future__ import annotations
@@ -16,9 +19,9 @@ from mtad.outcome import Attempt, Deferred, Delivered, Outcome
 
 
 class Doubt(msgspec.Struct, frozen=True, tag="doubt"):
-    """Recipients that are about to pass the point of no return; the attempt that follows resolves it.
+    """Recipients that are about to pass the point of no return; the attempt at a host that follows resolves it.
 
-    A doubt that no attempt follows means that the process died in between: the recipients may have got the message.
+    A doubt that none follows means that the process died in between: the recipients may have got the message.
     """
 
     at: float
@@ -28,6 +31,20 @@ class Doubt(msgspec.Struct, frozen=True, tag="doubt"):
 
 #: The host of a doubt about a report: whether it is in the spool already, when a process died before it was marked.
 REPORT: Final = "report"
+
+#: The host of a doubt that no delivery wrote: the machine stopped, and with it may have gone what one had written.
+CUT: Final = "cut"
+
+
+class Named(msgspec.Struct, frozen=True, omit_defaults=True, tag="named"):
+    """Recipients in doubt that the scheduler came upon and named in the log.
+
+    ``hold``: they are kept for a human, who lets them go by an order to release the message (``retry.on_doubt``).
+    """
+
+    at: float
+    recipients: tuple[int, ...]
+    hold: bool = False
 
 
 class Reported(msgspec.Struct, frozen=True, omit_defaults=True, tag="reported"):
@@ -40,7 +57,7 @@ class Reported(msgspec.Struct, frozen=True, omit_defaults=True, tag="reported"):
 
 
 class Instructed(msgspec.Struct, frozen=True, omit_defaults=True, tag="instructed"):
-    """An administrator's order. It changes no state by itself, see `ordered`."""
+    """An administrator's order, see `ordered`. Of the states it changes only what a release ends, `Named.hold`."""
 
     at: float
     what: OrderName
@@ -48,7 +65,7 @@ class Instructed(msgspec.Struct, frozen=True, omit_defaults=True, tag="instructe
     """It was carried out; False: it waits for the end of a delivery."""
 
 
-Event = Attempt | Doubt | Reported | Instructed
+Event = Attempt | Doubt | Named | Reported | Instructed
 
 
 class RecipientState(msgspec.Struct, frozen=True):
@@ -63,7 +80,15 @@ class RecipientState(msgspec.Struct, frozen=True):
     warned: bool = False
     """A delay of which the sender has been told."""
     doubt: str = ""
-    """The host that may or may not have the message, when a process died between final dot and recorded reply."""
+    """The host that may or may not have the message, when a process died between final dot and recorded reply; or `CUT`.
+
+    For a failure `REPORT`: its sender may or may not have been told."""
+    named: bool = False
+    """The log has named the doubt."""
+    held: bool = False
+    """It is kept for a human because of the doubt."""
+    released: bool = False
+    """A human wants it to be sent in spite of the doubt."""
     put_off: int = 0
     """How often a server has said "not now" so far."""
 
@@ -84,11 +109,15 @@ def replay(count: int, events: Iterable[Event]) -> tuple[RecipientState, ...]:
         match event:
             case Attempt():
                 for index, outcome in event.outcomes:
-                    states[index] = attempted(states[index], outcome)
+                    states[index] = attempted(states[index], outcome, at_host=event.host != "")
             case Doubt():
                 for index in event.recipients:
-                    if not states[index].settled:
-                        states[index] = msgspec.structs.replace(states[index], doubt=event.host)
+                    states[index] = doubted(states[index], event.host)
+            case Named():
+                for index in event.recipients:
+                    states[index] = found(states[index], event)
+            case Instructed(what="release"):
+                states = [released(state) for state in states]
             case Reported():
                 for index in event.recipients:
                     states[index] = told(states[index], event)
@@ -104,12 +133,33 @@ def ordered(events: Iterable[Event]) -> OrderName | None:
     return None if last is None or last.done else last.what
 
 
-def attempted(state: RecipientState, outcome: Outcome) -> RecipientState:
-    """The state after an attempt."""
+def attempted(state: RecipientState, outcome: Outcome, *, at_host: bool = True) -> RecipientState:
+    """The state after an attempt; ``at_host``: it came to a host."""
     if state.settled:
         return state
     again = isinstance(outcome, Deferred) and outcome.reply != ""
+    if state.doubt and not at_host and isinstance(outcome, Deferred):
+        return msgspec.structs.replace(state, outcome=outcome, put_off=state.put_off + again)
     return RecipientState(outcome, warned=state.warned, put_off=state.put_off + again)
+
+
+def doubted(state: RecipientState, host: str) -> RecipientState:
+    """The state before the point of no return. Whatever was said about an earlier doubt is not said of this one."""
+    if state.settled:
+        return state
+    return msgspec.structs.replace(state, doubt=host, named=False, held=False, released=False)
+
+
+def found(state: RecipientState, event: Named) -> RecipientState:
+    """The state of a recipient whose doubt has been named."""
+    if state.settled or not state.doubt:
+        return state
+    return msgspec.structs.replace(state, named=True, held=event.hold)
+
+
+def released(state: RecipientState) -> RecipientState:
+    """The state after an order to release the message."""
+    return msgspec.structs.replace(state, held=False, released=True) if state.doubt and not state.settled else state
 
 
 def told(state: RecipientState, event: Reported) -> RecipientState:

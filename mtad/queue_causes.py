@@ -1,9 +1,9 @@
 """Why a message is where it is: one answer for each recipient. The pure part of `mtaq why`.
 
 Values in, answers out: what the queue file says, what the scheduler says (`mtad.desk`), and the time. Of all that may be
-said about a recipient the answer is what is in the way *now*, looked for in this order: it is settled; the message is
-held; no scheduler runs, or it does not answer; the disk refuses; it is in delivery, or waits in its lane; it waits for the
-rest of its message; it waits for its time, and then why it was put off (see `mtad.queue_deferrals`).
+said about a recipient the answer is what is in the way *now*, looked for in this order: it is settled; it is held, in doubt
+or with its message; no scheduler runs, or it does not answer; the disk refuses; it is in delivery, or waits in its lane; it
+waits for the rest of its message; it waits for its time, and then why it was put off (see `mtad.queue_deferrals`).
 
 Invariants: as many answers as recipients, in their order; every answer has a text. Times are seconds since the epoch.
 Errors: none; what is not known is left out.
@@ -21,7 +21,7 @@ from mtad.config import Retry
 from mtad.desk import JobView, LaneView, MessageView
 from mtad.envelope import Envelope
 from mtad.outcome import Attempt, Deferred, Delivered, Failed, Outcome
-from mtad.progress import Event, Instructed, RecipientState
+from mtad.progress import CUT, Event, Instructed, Named, RecipientState
 from mtad.reasons import SUSPENDED
 from mtad.retry import in_words, lifetime
 
@@ -155,6 +155,24 @@ def expiry(facts: Facts) -> float:
     return 0.0 if facts.retry is None else facts.envelope.arrival + lifetime(facts.envelope, facts.retry)
 
 
+def somebody(host: str) -> str:
+    """Who may have a message that is in doubt."""
+    return {"local": "the mailbox here", CUT: "somebody"}.get(host, host)
+
+
+def how_doubtful(host: str) -> str:
+    """Who may have it, and why that is not known."""
+    why = "the machine stopped while it was here" if host == CUT else "a process of ours died before the answer"
+    return f"{somebody(host)} may have it already, for {why}."
+
+
+def deletion(facts: Facts, host: str) -> tuple[Advice, ...]:
+    """To delete a message in doubt, where that takes it from nobody else."""
+    if sum(not state.settled for state in facts.states) > 1:
+        return ()
+    return (Advice(f"mtaq delete {facts.envelope.id}", f"deletes it, if you find that {somebody(host)} has it"),)
+
+
 def at_rest(facts: Facts, index: int, past: Past) -> Cause | None:
     """The answer for a recipient that nobody is at work on and whose time does not matter; None when it does."""
     state, queue_id = facts.states[index], facts.envelope.id
@@ -164,6 +182,8 @@ def at_rest(facts: Facts, index: int, past: Past) -> Cause | None:
         return _with(blank, "delivered", f"Delivered {where}".rstrip() + ".", since=past.last)
     if state.reported:
         return _with(blank, "returned", "It failed, and its sender was told.", since=past.last)
+    if state.held:
+        return _kept(facts, blank, state.doubt)
     if facts.queue == "hold":
         return _held(facts, blank)
     if facts.scheduler == "down":
@@ -222,6 +242,16 @@ def _held(facts: Facts, blank: Cause) -> Cause:
         Advice(f"mtaq delete {queue_id}", "deletes it; nobody is told"),
     )
     return _with(blank, "held", text, since=since, advice=advice)
+
+
+def _kept(facts: Facts, blank: Cause, host: str) -> Cause:
+    queue_id = facts.envelope.id
+    since = max((event.at for event in facts.events if isinstance(event, Named) and event.hold), default=0.0)
+    text = f"In doubt, and held: {how_doubtful(host)} It is not sent again before somebody releases it."
+    if facts.queue != "hold":
+        text += " The other recipients go on."
+    release = Advice(f"mtaq release {queue_id}", "sends it now, perhaps a second time")
+    return _with(blank, "held", text, since=since, advice=(release, *deletion(facts, host)))
 
 
 def at_work(facts: Facts, index: int, past: Past) -> Cause:

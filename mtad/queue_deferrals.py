@@ -11,8 +11,22 @@ from typing import Final
 import msgspec
 
 from mtad.outcome import Deferred, Failed
-from mtad.progress import REPORT
-from mtad.queue_causes import Advice, Cause, CauseName, Facts, Past, at_rest, at_work, base, pasts, suspended
+from mtad.progress import REPORT, RecipientState
+from mtad.queue_causes import (
+    Advice,
+    Cause,
+    CauseName,
+    Facts,
+    Past,
+    at_rest,
+    at_work,
+    base,
+    deletion,
+    how_doubtful,
+    pasts,
+    somebody,
+    suspended,
+)
 from mtad.reasons import SUSPENDED, Kind, kind_of
 from mtad.retry import in_words
 
@@ -38,13 +52,23 @@ def causes(facts: Facts) -> list[Cause]:
 
 
 def _cause(facts: Facts, index: int, past: Past) -> Cause:
-    found = at_rest(facts, index, past)
-    if found is not None:
-        return found
     known = facts.view is not None and facts.view.known
-    if facts.queue in {"incoming", "active"} or known:  # it may have been claimed since the file was seen
-        return at_work(facts, index, past)
-    return _deferred(facts, index, past)
+    found = at_rest(facts, index, past)
+    if found is None and (facts.queue in {"incoming", "active"} or known):  # it may be claimed since the file was seen
+        found = at_work(facts, index, past)
+    if found is None:
+        return _deferred(facts, index, past)
+    return _also_in_doubt(facts.states[index], found)
+
+
+def _also_in_doubt(state: RecipientState, cause: Cause) -> Cause:
+    """The answer, and the doubt that is not the cause. Between final dot and reply there is one that means nothing yet."""
+    usual = cause.cause in {"delivering", "earlier"} and not state.named
+    if not state.doubt or state.held or usual:
+        return cause
+    if state.doubt == REPORT:
+        return msgspec.structs.replace(cause, text=f"{cause.text} In doubt: its sender may have been told already.")
+    return msgspec.structs.replace(cause, text=f"{cause.text} In doubt: {somebody(state.doubt)} may have it already.")
 
 
 def _deferred(facts: Facts, index: int, past: Past) -> Cause:
@@ -81,12 +105,9 @@ def _doubtful(facts: Facts, blank: Cause, host: str) -> Cause:
     if host == REPORT:
         text = f"In doubt: a process died while it told the sender that this failed. The sender is told again {again}."
         return _answer(blank, "doubt", text, Advice(f"mtad-flush {queue_id}", "tells the sender now"))
-    who = "the mailbox here" if host == "local" else host
-    text = f"In doubt: {who} may have it already, for a process of ours died before the answer. It is sent again {again}."
-    advice = [Advice(f"mtad-flush {queue_id}", "sends it now, perhaps a second time")]
-    if len(facts.envelope.recipients) == 1:
-        advice.append(Advice(f"mtaq delete {queue_id}", f"deletes it, if you find that {who} has it"))
-    return _answer(blank, "doubt", text, *advice)
+    text = f"In doubt: {how_doubtful(host)} It is sent again {again}."
+    advice = Advice(f"mtad-flush {queue_id}", "sends it now, perhaps a second time")
+    return _answer(blank, "doubt", text, advice, *deletion(facts, host))
 
 
 def _overdue(facts: Facts, blank: Cause, due: float) -> Cause:

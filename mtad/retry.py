@@ -9,10 +9,11 @@ it can lengthen the wait, and not shorten it any more. A message comes back when
 
 `settle` is the scheduler's one decision. A recipient is settled when it was delivered, or when its sender was told that it
 failed. A message without unsettled recipients is done; recipients that failed, or are deferred beyond the lifetime of the
-message, are to be reported first; what is left then waits for its next attempt.
+message, are to be reported first; what is left then waits for its next attempt. A recipient that is held because it is in
+doubt is neither tried nor given up: when nobody else is left, the message is kept for a human.
 
-Invariants: every recipient is settled, or in `Bounce.failed`, or the reason for a `RetryAt`. All times are seconds since
-the epoch, all durations seconds. Errors: ValueError is the caller's fault.
+Invariants: every recipient is settled, or held, or in `Bounce.failed`, or the reason for a `RetryAt`. All times are seconds
+since the epoch, all durations seconds. Errors: ValueError is the caller's fault.
 Standards: RFC 5321 section 4.5.4.1 (retry and give-up times), RFC 3461 section 4.1 (NOTIFY), RFC 3463 section 3.5
 (4.4.7, delivery time expired).
 """
@@ -51,6 +52,10 @@ class RetryAt(msgspec.Struct, frozen=True):
     when: float
 
 
+class Kept(msgspec.Struct, frozen=True):
+    """What is left waits for a human: the message goes on hold."""
+
+
 class Bounce(msgspec.Struct, frozen=True):
     """Something is to be told to the sender; ``then`` follows once the reports are committed and recorded.
 
@@ -60,12 +65,12 @@ class Bounce(msgspec.Struct, frozen=True):
     """
 
     failed: tuple[tuple[int, Failed], ...]
-    then: Done | RetryAt
+    then: Done | RetryAt | Kept
     delivered: tuple[tuple[int, Delivered], ...] = ()
     delayed: tuple[tuple[int, Deferred], ...] = ()
 
 
-Decision = Done | RetryAt | Bounce
+Decision = Done | RetryAt | Kept | Bounce
 
 
 def lifetime(envelope: Envelope, retry: Retry) -> float:
@@ -118,6 +123,7 @@ def settle(envelope: Envelope, states: Sequence[RecipientState], now: float, ret
     delivered: list[tuple[int, Delivered]] = []
     delayed: list[tuple[int, Deferred]] = []
     waiting: list[RecipientState] = []
+    held = False
     for index, (state, recipient) in enumerate(zip(states, envelope.recipients, strict=True)):
         outcome = state.outcome
         if state.settled:
@@ -125,13 +131,15 @@ def settle(envelope: Envelope, states: Sequence[RecipientState], now: float, ret
                 delivered.append((index, outcome))
         elif isinstance(outcome, Failed):
             failed.append((index, outcome))
+        elif state.held:
+            held = True
         elif over:
             failed.append((index, _gave_up(state, now - envelope.arrival)))
         else:
             waiting.append(state)
             if isinstance(outcome, Deferred) and _warns(envelope, recipient, state, now, retry):
                 delayed.append((index, outcome))
-    then: Done | RetryAt = Done()
+    then: Done | RetryAt | Kept = Kept() if held else Done()
     if waiting:
         expiry = envelope.arrival + lifetime(envelope, retry)
         regular = next_attempt(envelope.arrival, now, retry, jitter, expiry)

@@ -14,7 +14,7 @@ import msgspec
 
 from mtad.errors import QueueFileDamaged, QueueFileUnfinished
 from mtad.outcome import Attempt, Deferred, Failed
-from mtad.progress import REPORT, RecipientState
+from mtad.progress import CUT, REPORT, RecipientState
 from mtad.spool.queue_file import StoredMessage
 from mtad.spool.queues import LIVE, Queue, Spool
 
@@ -24,7 +24,6 @@ _SENDER: Final = "%-17s %8d %19.19s %s\n"
 _RECIPIENT: Final = "%-17s %8s %-19s %s\n"
 #: Reasons end at this column, or begin at the margin when they are longer.
 _REASON_END: Final = 76
-#: The host of a doubt that is about a report, see `mtad.delivery.process`.
 _MARKS: Final = {Queue.INCOMING: "", Queue.ACTIVE: "*", Queue.DEFERRED: "", Queue.HOLD: "!"}
 
 
@@ -36,7 +35,10 @@ class RecipientRow(msgspec.Struct, omit_defaults=True):
     status: str = ""
     remote: str = ""
     in_doubt: str = ""
-    """The host that may have taken the message when a process died."""
+    """The host that may have taken the message when a process died; "report": its sender may have been told; "cut": the
+    machine stopped, and nobody knows."""
+    held: bool = False
+    """It is in doubt, and kept until somebody releases the message."""
 
 
 class Row(msgspec.Struct):
@@ -104,8 +106,8 @@ def _row(queue: Queue, message: StoredMessage, mtime: float) -> Row:
 def _recipient(address: str, state: RecipientState) -> RecipientRow:
     outcome = state.outcome
     if isinstance(outcome, (Deferred, Failed)):
-        return RecipientRow(address, outcome.text, outcome.status, outcome.remote, state.doubt)
-    return RecipientRow(address, in_doubt=state.doubt)
+        return RecipientRow(address, outcome.text, outcome.status, outcome.remote, state.doubt, state.held)
+    return RecipientRow(address, in_doubt=state.doubt, held=state.held)
 
 
 def print_table(found: Iterator[Row], out: TextIO) -> None:
@@ -123,7 +125,8 @@ def print_table(found: Iterator[Row], out: TextIO) -> None:
         for recipient in row.recipients:
             reason = recipient.delay_reason
             if recipient.in_doubt:
-                reason = _doubt(recipient.in_doubt) + (f"; {reason}" if reason else "")
+                held = ", and is held" if recipient.held else ""
+                reason = f"in doubt: {doubt(recipient.in_doubt)}{held}" + (f"; {reason}" if reason else "")
             if reason and reason != before:
                 out.write(f"{'':{max(0, _REASON_END - len(reason))}}({reason})\n")
             before = reason
@@ -135,10 +138,11 @@ def print_table(found: Iterator[Row], out: TextIO) -> None:
         out.write("Mail queue is empty\n")
 
 
-def _doubt(host: str) -> str:
+def doubt(host: str) -> str:
+    """What is in doubt, in a few words."""
     if host == REPORT:
-        return "in doubt: its sender may have been told already"
-    return f"in doubt: {host} may have it already"
+        return "its sender may have been told already"
+    return f"{'somebody' if host == CUT else host} may have it already"
 
 
 def print_json(found: Iterator[Row], out: TextIO) -> None:

@@ -28,7 +28,7 @@ from mtad.desk import DESK_SOCKET, Order, Ordered, OrderName, Refused
 from mtad.errors import MtadError, SpoolBusy
 from mtad.net.desk import ask
 from mtad.outcome import Deferred, Failed
-from mtad.spool.orders import collect, give
+from mtad.spool.orders import any_held, collect, give
 from mtad.spool.queue_file import StoredMessage
 from mtad.spool.queue_id import is_queue_id
 from mtad.spool.queues import LIVE, Queue, Spool
@@ -109,7 +109,7 @@ class Giver:
                 (*missing, *again.missing),
                 ordered.refused + again.refused,
             )
-        self._written.update(ordered.later, ordered.done if what in ("expire", "bounce") else ())
+        self._written.update(ordered.later, ordered.done if what in ("expire", "bounce", "release") else ())
         return ordered
 
     def close(self) -> None:
@@ -141,11 +141,9 @@ class Giver:
 
 
 def suitable(what: OrderName) -> tuple[Queue, ...]:
-    """The queues whose messages filters may choose for an order."""
+    """The queues whose messages filters may choose for an order, apart from those on hold for a release."""
     match what:
-        case "release":
-            return (Queue.HOLD,)
-        case "hold" | "requeue":
+        case "hold" | "requeue" | "release":
             return tuple(queue for queue in LIVE if queue is not Queue.HOLD)
         case _:
             return LIVE
@@ -157,6 +155,10 @@ def choose(spool: Spool, what: OrderName, wanted: Filter, now: float, ids: Seque
     def has_sender(message: StoredMessage) -> bool:
         return message.envelope.kind != "double-bounce"
 
+    if what == "release":
+        held = dict.fromkeys(fitting(spool, (Queue.HOLD,), wanted, now, ids))
+        # Of a message that goes on for others, recipients may be held because they are in doubt.
+        return list(held | dict.fromkeys(fitting(spool, suitable(what), wanted, now, ids, any_held)))
     also = has_sender if what in ("expire", "bounce") else None
     return list(fitting(spool, suitable(what), wanted, now, ids, also))
 

@@ -19,7 +19,7 @@ from mtad.cli.times import age, moment, plural
 from mtad.envelope import Envelope, Recipient
 from mtad.errors import QueueFileDamaged
 from mtad.outcome import Attempt, Deferred, Delivered, Outcome
-from mtad.progress import REPORT, Doubt, Instructed, RecipientState, Reported
+from mtad.progress import CUT, REPORT, Doubt, Instructed, Named, RecipientState, Reported
 from mtad.spool.message import OpenMessage
 from mtad.spool.queue_file import StoredMessage
 
@@ -53,7 +53,10 @@ def histories(message: StoredMessage) -> list[list[Step]]:
                     found[index].append(_tried(envelope, event, outcome))
                 continue
             case Doubt(at=at, host=host):
-                step = Step(at, "about to be told" if host == REPORT else "about to be sent", host=host)
+                words = {REPORT: "about to be told", CUT: "perhaps sent"}
+                step = Step(at, words.get(host, "about to be sent"), host=host)
+            case Named(at=at, hold=hold):
+                step = Step(at, "held in doubt" if hold else "found in doubt")
             case Reported(at=at, report=report, kind=kind):
                 step = Step(at, f"told of {kind}", report=report)
             case Instructed(at=at, what=what, done=done):
@@ -100,7 +103,10 @@ def standing(state: RecipientState) -> str:
     if state.warned:
         word += ", and its sender was told of the delay"
     if state.doubt:
-        word += "; in doubt: " + ("a report may have gone out" if state.doubt == REPORT else f"{state.doubt} may have it")
+        who = "somebody" if state.doubt == CUT else state.doubt
+        word += "; in doubt: " + ("a report may have gone out" if state.doubt == REPORT else f"{who} may have it")
+    if state.held:
+        word += ", and held until somebody releases it"
     return word
 
 
@@ -189,6 +195,9 @@ def _told(step: Step, now: float) -> Iterator[str]:
         what = {
             "about to be sent": f"about to be sent to {step.host}",
             "about to be told": "its sender is about to be told",
+            "perhaps sent": "the machine has stopped, and with it went what was written last",
+            "found in doubt": "no answer was written down: in doubt, and to be done again",
+            "held in doubt": "no answer was written down: in doubt, and held",
         }
         text = what.get(step.what) or (
             (f"its sender was {step.what}" + (f", by {step.report}" if step.report else ", or did not want to know"))
@@ -227,7 +236,7 @@ def as_object(found: Found, header: int) -> dict[str, Any]:
     stored = found.message
     body["recipients"] = [
         msgspec.to_builtins(recipient)
-        | {"state": _word(state.outcome), "settled": state.settled, "doubt": state.doubt}
+        | {"state": _word(state.outcome), "settled": state.settled, "doubt": state.doubt, "held": state.held}
         | {"history": msgspec.to_builtins(history)}
         for recipient, state, history in zip(envelope.recipients, stored.states, histories(stored), strict=True)
     ]

@@ -13,7 +13,8 @@ Standards: RFC 3461 sections 4.1 (NOTIFY), 4.3 (RET), 5.2 (success); RFC 5321 se
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Final
 
 from mtad import dsn
@@ -56,19 +57,25 @@ class BounceTransport:
         self._postmaster = postmaster
         self._retry = retry
 
-    def report(self, message: OpenMessage, recipients: Collection[int]) -> list[Reported]:
+    def report(
+        self, message: OpenMessage, recipients: Collection[int], mark: Callable[[Reported], None] | None = None
+    ) -> list[Reported]:
         """Commit the reports that are due about these recipients, one of each kind, and mark what was told.
 
         What became of them, and what is to be told, is read from the queue file and judged by `mtad.retry.settle`, as the
         scheduler did. A failure of which the sender does not want to hear is marked without a report.
 
+        ``mark`` writes a record of it down, and is called once its report is committed; by default that is the queue file.
+
         Returns:
-            the records of it, as they stand in the queue file now; empty when there was nothing to tell.
+            the records; empty when there was nothing to tell.
 
         Raises:
-            OSError: a report could not be stored, or could not be marked as sent; nothing is lost, and at worst the
-                sender is told twice.
+            OSError: a report could not be stored, or ``mark`` raised it; nothing is lost, and at worst the sender is told
+                twice.
         """
+        if mark is None:
+            mark = partial(message.append, durable=True)
         envelope = message.message.envelope
         now = time.time()
         verdict = settle(envelope, message.message.states, now, self._retry, 0.0)
@@ -85,12 +92,12 @@ class BounceTransport:
             unwanted = [index for index in about if envelope.sender and not wants(envelope.recipients[index], kind)]
             if unwanted:
                 told.append(Reported(now, tuple(unwanted), "", kind))
-                message.append(told[-1], durable=True)
+                mark(told[-1])
             wanted = [(index, outcome) for index, outcome in about.items() if index not in unwanted]
             if wanted:
                 report = self._commit(message, kind, wanted, now)
                 told.append(Reported(now, tuple(index for index, _ in wanted), report, kind))
-                message.append(told[-1], durable=True)
+                mark(told[-1])
         return told
 
     def _commit(self, message: OpenMessage, kind: dsn.Kind, entries: Sequence[tuple[int, Outcome]], now: float) -> str:

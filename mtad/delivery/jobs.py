@@ -43,9 +43,9 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     damaged: str = ""
     """The queue file is damaged, and how; nothing was delivered."""
     unwritten: bool = False
-    """The outcomes do not stand in the queue file: the disk refused."""
+    """The outcomes, or the reports, do not stand in the queue file: the disk refused."""
     reports: tuple[Reported, ...] = ()
-    """For the transport "bounce": what the sender has been told, as it is marked in the queue file."""
+    """For the transport "bounce": what the sender has been told; it is marked in the queue file, or ``unwritten``."""
     host: str = ""
     """The name of the first host that was tried; "" when it did not come to one, and for transports without."""
     ipv4: bool = False

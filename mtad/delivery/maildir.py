@@ -14,6 +14,7 @@ user who is no longer known fails with 5.1.1.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -114,7 +115,13 @@ class MaildirTransport:
             except OSError:
                 pass  # the disk that refused to store may refuse this, too; tmp/ is swept by mail readers
             raise
-        os.fsync(new)
+        try:
+            os.fsync(new)
+        except OSError:
+            # It counts as not delivered, and comes again: what nobody has read yet must not be there twice then.
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=new)
+            raise
 
     def _open_mailbox(self, user: str) -> int:
         try:

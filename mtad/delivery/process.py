@@ -12,7 +12,9 @@ this one has hung up, and asks for the lock of each file: so a job is done by on
 
 Errors: a damaged file is reported as such. Whatever a transport raises is a bug: logged as panic, and the recipients are
 deferred. A queue file that cannot be written (disk full) delays nothing: the answer carries the outcome, and says that the
-file does not have it. A machine that gives no more threads makes deliveries wait for one.
+file does not have it. Only where recipients in doubt are held (``retry.on_doubt``) is nothing sent before the doubt is on
+stable storage: whoever may have got the message is then known, even after a power cut. A machine that gives no more threads
+makes deliveries wait for one.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from mtad.net.channels import MAX_PACKET, PacketSocket
 from mtad.net.listening import is_own_address, split_address
 from mtad.nexthop import Rules
 from mtad.outcome import Attempt, Deferred, Outcome
-from mtad.progress import REPORT, Doubt
+from mtad.progress import REPORT, Doubt, Reported
 from mtad.resolver import Resolver
 from mtad.routing import Router
 from mtad.runtime import Runtime
@@ -51,7 +53,10 @@ from mtad.spool.queues import Queue, Spool
 _STACK: Final = 512 * 1024
 #: Seconds between two looks for connections that nobody has reused.
 _TICK: Final = 1.0
-#: The host of a `Doubt` about a report: whether its sender was told.
+
+
+class _Unnoted(OSError):
+    """The queue file does not take what must stand in it before the message is sent."""
 
 
 class Worker:
@@ -70,6 +75,7 @@ class Worker:
             Rules(config.delivery),
             is_own=OwnAddresses([socket.bound for _, socket in runtime.sockets]),
         )
+        self._cautious = config.retry.on_doubt == "hold"
         self._watchdog = Watchdog(longest_wait(config))
         self._smtp = SmtpTransport(config.hostname, config.delivery, router, follow=self._watchdog.follow)
         self._transports: dict[str, Transport] = {
@@ -173,7 +179,9 @@ class Worker:
         envelope = message.message.envelope
 
         def in_doubt(host: str) -> None:
-            _note(message, Doubt(time.time(), job.recipients, host))
+            noted = _note(message, Doubt(time.time(), job.recipients, host), durable=self._cautious)
+            if self._cautious and not noted:
+                raise _Unnoted
 
         started = time.time()
         try:
@@ -187,8 +195,11 @@ class Worker:
         except QueueFileDamaged:
             raise
         except Exception as bug:
-            log.panic("delivery failed in a way that nobody thought of", bug, job.queue_id)
-            deferred = Deferred("4.3.0", f"internal error: {type(bug).__name__}")
+            if isinstance(bug, _Unnoted):
+                deferred = Deferred("4.3.0", "not sent: the spool does not take that it is about to be")
+            else:
+                log.panic("delivery failed in a way that nobody thought of", bug, job.queue_id)
+                deferred = Deferred("4.3.0", f"internal error: {type(bug).__name__}")
             attempts = [Attempt(started, tuple((index, deferred) for index in job.recipients))]
             outcomes = dict(attempts[0].outcomes)
         attempts = [msgspec.structs.replace(attempt, active=job.active) for attempt in attempts]
@@ -210,15 +221,22 @@ class Worker:
     def _report(self, job: Job, message: OpenMessage) -> Result:
         # A kill between the report's commit and the record of it leaves nobody who knows that the sender was told.
         _note(message, Doubt(time.time(), job.recipients, REPORT))
+        written = True
+
+        def mark(reported: Reported) -> None:
+            # The report is on its way: that the disk does not take the record of it must not send another one.
+            nonlocal written
+            written = _note(message, reported, durable=True) and written
+
         try:
-            reports = self._bounce.report(message, job.recipients)
+            reports = self._bounce.report(message, job.recipients, mark)
         except OSError as fault:
             log.warning(f"cannot store the report to its sender: {fault}", job.queue_id)
             return Result(job.number)
-        return Result(job.number, reports=tuple(reports))
+        return Result(job.number, unwritten=not written, reports=tuple(reports))
 
 
-def _note(message: OpenMessage, *events: Attempt | Doubt, durable: bool = False) -> bool:
+def _note(message: OpenMessage, *events: Attempt | Doubt | Reported, durable: bool = False) -> bool:
     """Append to the history; a disk that refuses, answered by False, must not keep mail from going out."""
     try:
         message.append(*events, durable=durable)

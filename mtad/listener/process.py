@@ -3,10 +3,14 @@
 What a dialogue does not decide is decided here: how many connections there may be, of the whole server and of one client
 (421 4.7.0), counted over all listeners in `Occupancy`. What happens in a connection's thread is `mtad.listener.visit`'s.
 
+Under stress (`mtad.listener.deadlines`) all sessions have short deadlines and less patience is had with refused commands.
+Sessions that have been silent for too long are looked for once a second then.
+
 SIGTERM, or the master's death: no new connections; a session that has no transaction under way gets 421 4.3.2, the others
 finish theirs first, up to ``processes.stop_timeout``.
 
-Errors: when the process or the machine runs out of descriptors, accepting pauses for a moment instead of spinning. An
+Errors: when there is room for no further session (`mtad.listener.room`), or no thread for it, it gets 421 4.3.2, and those
+that there are go on. When not even a connection can be taken, accepting pauses for a moment instead of spinning. An
 exception in a session is a bug; it is logged as panic and ends that session only.
 """
 
@@ -27,7 +31,9 @@ from mtad import log
 from mtad.config import Limits
 from mtad.errors import MtadError
 from mtad.host import stay_on_processor, words
+from mtad.listener.deadlines import Stress
 from mtad.listener.observer import LogObserver, SpoolServices
+from mtad.listener.room import Room
 from mtad.listener.threads import SessionThreads
 from mtad.listener.visit import Conversation, Visit
 from mtad.net.connection import Connection
@@ -51,7 +57,10 @@ _COMPLAIN_AGAIN: Final = 30.0
 #: Stacks of session threads. Address space only; what is used of it is some 20 KiB.
 _STACK: Final = 256 * 1024
 
-_NO_THREAD: Final = reply(421, "4.3.2", "Error: server is too busy, try again later")
+#: Seconds between two looks at how full the server is, as long as there are sessions.
+_LOOK: Final = 1.0
+
+_NO_ROOM: Final = reply(421, "4.3.2", "Error: server is too busy, try again later")
 
 
 class Service(msgspec.Struct, frozen=True):
@@ -73,12 +82,15 @@ class ListenerProcess:
         self._limits: Limits = config.limits
         self._occupancy: Occupancy = runtime.occupancy
         self._row = row
+        self._room = Room()
+        self._stress = Stress(config.limits)
         self._signals = signals
         self._services = SpoolServices(spool)
         self._observer = LogObserver()
         self._services_of: dict[int, Service] = {}
         sites = [
-            site_of(config, listener, runtime.users, runtime.passwords, runtime.throttle) for listener in config.listener
+            site_of(config, listener, runtime.users, runtime.passwords, runtime.throttle, lambda: self._stress.on)
+            for listener in config.listener
         ]
         for index, socket in runtime.sockets:
             listener = config.listener[index]
@@ -89,9 +101,10 @@ class ListenerProcess:
         self._lock = threading.Lock()
         self._visits: set[Visit] = set()
         self._draining = False
-        self._conversation = Conversation(config.limits, runtime.tls, lambda: self._draining)
+        self._conversation = Conversation(self._stress, runtime.tls, lambda: self._draining)
         self._threads = SessionThreads(self._serve)
         self._complaint_due = 0.0
+        self._look_due = 0.0
         self._too_many = reply(421, "4.7.0", f"{config.hostname} Error: too many connections")
 
     def run(self) -> None:
@@ -102,11 +115,13 @@ class ListenerProcess:
         poll.register(self._signals.fileno(), select.POLLIN)
         poll.register(self._runtime.lifeline.fileno(), select.POLLIN)
         while not self._draining:
-            for fd, _ in poll.poll():
+            for fd, _ in poll.poll(_LOOK * 1000 if self._visits else None):
                 if fd in self._services_of:
                     self._accept(self._services_of[fd])
                 elif fd == self._runtime.lifeline.fileno() or signal.SIGTERM in self._signals.take():
                     self._draining = True
+            if time.monotonic() >= self._look_due:
+                self._look()
         self._drain()
 
     def _accept(self, service: Service) -> None:
@@ -116,10 +131,9 @@ class ListenerProcess:
                 accepted = socket.accept()
                 if accepted is None:
                     return
-                connection = Connection(*accepted)
-                self._admit(connection, service)
-            except (OSError, RuntimeError) as fault:
-                # No descriptor, no memory, no thread: connections wait in the kernel until there is.
+                self._admit(Connection(*accepted), service)
+            except (OSError, MemoryError) as fault:
+                # No descriptor, no memory: connections wait in the kernel until there is.
                 self._complain(f"connections on {socket.bound} have to wait: {words(fault)}")
                 time.sleep(_OUT_OF_RESOURCES)
                 return
@@ -135,17 +149,20 @@ class ListenerProcess:
         with self._lock:
             self._occupancy.add(self._row, slot)
         refusal: Reply | None = None
-        if self._occupancy.total() > self._limits.connections:
+        total = self._occupancy.total()
+        if self._stress.note(total):
+            self._tell_stress(total)
+        if total > self._limits.connections:
             refusal = self._too_many
         elif self._occupancy.of_client(slot) > self._limits.connections_per_client:
             refusal = reply(421, "4.7.0", f"{self._too_many.lines[0]} from {connection.address}")
+        elif lack := self._room.lack(len(self._visits), time.monotonic()):
+            self._complain(f"new sessions are refused: {lack}")
+            refusal = _NO_ROOM
         client = Client(connection.address)
         if refusal is not None:
             log.reject(str(client), "CONNECT", refusal)
-            try:
-                connection.send(refusal.encode(), 0.01)  # its buffer is empty: this does not wait
-            except MtadError:
-                pass  # gone already
+            self._turn_away(connection, refusal)
             self._leave(connection, slot)
             return
         dialogue = Dialogue(service.site, client, self._services, self._observer)
@@ -154,10 +171,17 @@ class ListenerProcess:
             self._visits.add(visit)
         try:
             self._threads.start(visit)
-        except RuntimeError:
-            self._conversation.last_word(visit, _NO_THREAD, "out of threads")
+        except (RuntimeError, MemoryError) as fault:
+            self._complain(f"new sessions are refused: {words(fault) or 'out of memory'}")
+            log.reject(str(client), "CONNECT", _NO_ROOM)
+            self._turn_away(connection, _NO_ROOM)
             self._leave(connection, slot, visit)
-            raise
+
+    def _turn_away(self, connection: Connection, refusal: Reply) -> None:
+        try:
+            connection.send(refusal.encode(), 0.01)  # its buffer is empty: this does not wait
+        except MtadError:
+            pass  # gone already
 
     def _leave(self, connection: Connection | TlsConnection, slot: int, visit: Visit | None = None) -> None:
         connection.close()
@@ -172,6 +196,32 @@ class ListenerProcess:
             self._conversation.hold(visit)
         finally:
             self._leave(visit.connection, visit.slot, visit)
+
+    # -- stress -------------------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """See how full the server is, and under stress end the sessions that have been silent for too long."""
+        now = time.monotonic()
+        self._look_due = now + _LOOK
+        total = self._occupancy.total()
+        if self._stress.note(total):
+            self._tell_stress(total)
+        if not self._stress.on:
+            return
+        latest = now - self._stress.allowance.command
+        with self._lock:
+            visits = list(self._visits)
+        for visit in visits:
+            if visit.waits_since < latest:
+                visit.cut = True
+                visit.connection.stop_reading()
+
+    def _tell_stress(self, total: int) -> None:
+        of_all = f"{total} of {self._limits.connections} connections are in use"
+        if self._stress.on:
+            log.warning(f"{of_all}: deadlines are short, until there are fewer")
+        else:
+            log.info(f"{of_all}: deadlines are as they were")
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

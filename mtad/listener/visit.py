@@ -1,7 +1,8 @@
 """One connection from its greeting to its end, in the thread of its session.
 
 The thread moves octets between the connection and the dialogue, shakes hands, and watches deadlines: one for each command,
-one for a handshake, one for the whole of a message's content. A client that sends a byte a minute moves none of them.
+one for a handshake, one for the whole of a message's content, and a least rate in it (`mtad.listener.deadlines`). A client
+that sends a byte a minute moves none of them.
 
 A handshake that fails ends its session: what the client thinks of the connection now, nobody knows. It is logged in the
 words that Postfix has for it, which fail2ban looks for.
@@ -14,8 +15,8 @@ from collections.abc import Callable
 from typing import Final
 
 from mtad import log
-from mtad.config import Limits
 from mtad.errors import MtadError
+from mtad.listener.deadlines import BUSY, Deadline, Stress
 from mtad.net.connection import Connection, ConnectionLost, TimedOut
 from mtad.reply import Reply, reply
 from mtad.session.dialogue import Dialogue
@@ -26,15 +27,24 @@ from mtad.tls.server import ServerTls
 #: Seconds for a last word to a client that may not listen.
 _LAST_WORD: Final = 5.0
 
+#: Octets taken at a time while a command is awaited: a buffer so small is one of Python's own small objects. Ten thousand
+#: sessions that wait with larger ones use half as much memory again, and keep it.
+_COMMAND: Final = 479
+#: Octets taken at a time from a client that has more commands ready: as many replies are in memory before any is sent.
+_GROUP: Final = 8192
+#: Octets of content taken at a time.
+_CONTENT: Final = 65536
+
 _TIMEOUT: Final = reply(421, "4.4.2", "Error: timeout exceeded")
 _STOPPING: Final = reply(421, "4.3.2", "Service shutting down, try again later")
+_NO_MEMORY: Final = reply(421, "4.3.2", "Error: out of memory, try again later")
 _BUG: Final = reply(421, "4.3.0", "Error: internal error, try again later")
 
 
 class Visit:
     """One connection and its dialogue, as the main thread sees it."""
 
-    __slots__ = ("connection", "dialogue", "patience", "slot")
+    __slots__ = ("connection", "cut", "dialogue", "patience", "slot", "waits_since")
 
     def __init__(self, connection: Connection, dialogue: Dialogue, patience: float | None, slot: int) -> None:
         """``patience``: see `Service`; ``slot`` is the client's in the occupancy table."""
@@ -42,6 +52,10 @@ class Visit:
         self.dialogue = dialogue
         self.patience = patience
         self.slot = slot
+        self.waits_since = BUSY
+        """When it began to wait for the client, or last heard of it; `BUSY` while it does not wait."""
+        self.cut = False
+        """Whether the main thread has ended it, since the client was too slow for a server under stress."""
 
     def __str__(self) -> str:
         return str(self.dialogue.session.client)
@@ -50,9 +64,9 @@ class Visit:
 class Conversation:
     """How all visits of a listener process go."""
 
-    def __init__(self, limits: Limits, tls: ServerTls | None, draining: Callable[[], bool]) -> None:
-        """``draining`` says whether the process is about to end."""
-        self._limits = limits
+    def __init__(self, stress: Stress, tls: ServerTls | None, draining: Callable[[], bool]) -> None:
+        """``stress`` has the deadlines of the moment, and ``draining`` says whether the process is about to end."""
+        self._stress = stress
         self._tls = tls
         self._draining = draining
 
@@ -70,6 +84,9 @@ class Conversation:
             visit.dialogue.lost()
         except MtadError:
             visit.dialogue.lost()
+        except MemoryError:
+            log.warning(f"session with {client} ended: out of memory")
+            self.last_word(visit, _NO_MEMORY, "out of memory")
         except Exception as bug:
             log.panic(f"session with {client} ended", bug)
             self.last_word(visit, _BUG, "internal error")
@@ -87,42 +104,46 @@ class Conversation:
         if dialogue.session.site.tls == "implicit":
             self._shake_hands(visit)
         self._say(visit, self._greeting(visit))
-        in_content = False
-        # The connection waits no longer than this at a time, so that its setting hardly ever changes.
-        longest = timeout = float(self._limits.command_timeout)
-        deadline = time.monotonic() + timeout
+        deadline = Deadline(time.monotonic(), self._stress.allowance)
+        much = _COMMAND
         while not dialogue.closing:
+            if deadline.wait <= 0:  # also when octets keep coming, and nothing is ever complete
+                self.last_word(visit, _TIMEOUT, "timeout")
+                return
+            visit.waits_since = deadline.since
             if self._draining() and dialogue.waiting:
                 self.last_word(visit, _STOPPING, "shutdown")
                 return
             try:
-                data = visit.connection.receive(min(timeout, longest))
+                data = visit.connection.receive(deadline.wait, much)
             except TimedOut:
-                timeout = deadline - time.monotonic()
-                if in_content and timeout > 0:
-                    continue
-                self.last_word(visit, _TIMEOUT, "timeout")
-                return
+                deadline.silence(time.monotonic())
+                continue
+            visit.waits_since = BUSY
             if not data:
-                if self._draining():
-                    self.last_word(visit, _STOPPING, "shutdown")
-                else:
-                    dialogue.lost()
+                self._end_of_octets(visit)
                 return
             answer = dialogue.receive(data)
             if answer:
                 self._say(visit, answer)
                 if dialogue.wants_tls:
                     self._shake_hands(visit)
-            if answer or dialogue.in_content is not in_content:
-                in_content = dialogue.in_content
-                timeout = float(self._limits.data_timeout if in_content else self._limits.command_timeout)
-                deadline = time.monotonic() + timeout
-                continue
-            timeout = deadline - time.monotonic()
-            if timeout <= 0:  # the octets keep coming, and nothing is ever complete
-                self.last_word(visit, _TIMEOUT, "timeout")
-                return
+            in_content = dialogue.in_content
+            now = time.monotonic()
+            if answer or in_content is not deadline.in_content:
+                deadline.begin(now, self._stress.allowance, dialogue.session.transaction, in_content=in_content)
+            else:
+                deadline.received(now, len(data), self._stress.allowance)
+            much = _CONTENT if in_content else _GROUP if len(data) == much else _COMMAND
+
+    def _end_of_octets(self, visit: Visit) -> None:
+        """The client has gone, or the main thread has stopped the reading."""
+        if visit.cut:
+            self.last_word(visit, _TIMEOUT, "timeout")
+        elif self._draining():
+            self.last_word(visit, _STOPPING, "shutdown")
+        else:
+            visit.dialogue.lost()
 
     def _greeting(self, visit: Visit) -> bytes:
         connection = visit.connection
@@ -133,7 +154,7 @@ class Conversation:
         pause = visit.dialogue.pause
         if pause:
             time.sleep(pause)
-        visit.connection.send(answer, self._limits.command_timeout)
+        visit.connection.send(answer, self._stress.allowance.command)
 
     def _shake_hands(self, visit: Visit) -> None:
         """Go on in TLS.
@@ -144,7 +165,7 @@ class Conversation:
         tls, connection = self._tls, visit.connection
         assert tls is not None
         assert isinstance(connection, Connection)
-        secured = visit.connection = tls.handshake(connection, self._limits.tls_timeout)
+        secured = visit.connection = tls.handshake(connection, self._stress.allowance.tls)
         log.info(f"Anonymous TLS connection established from {visit}: {secured.tls}")
         visit.dialogue.secured(TlsFacts(secured.version, secured.cipher, secured.bits, secured.channel_bindings))
 

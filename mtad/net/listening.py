@@ -16,6 +16,9 @@ from typing import Final
 #: Connections that the kernel completes while all listeners are busy. Also bounded by net.core.somaxconn.
 BACKLOG: Final = 4096
 
+#: Octets of replies that the kernel keeps for a client that does not read them yet; Linux takes it twice.
+_REPLIES: Final = 64 * 1024
+
 #: What accept() says when the client is gone already, or when nobody is there: not worth a word (accept(2)).
 _NOBODY: Final = frozenset(
     {
@@ -71,6 +74,8 @@ class ListeningSocket:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
             # Accepted sockets inherit it: replies are short and waited for.
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # So do they this: the kernel would keep megabytes for a client that never reads its replies.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _REPLIES)
             self._socket.bind((host, port))
             self._socket.listen(BACKLOG)
             name = self._socket.getsockname()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mtad.desk import OrderName
 from mtad.envelope import Envelope
 from mtad.outcome import Attempt, Failed, Outcome
-from mtad.progress import RecipientState, Reported, attempted, told
+from mtad.progress import Doubt, Event, Named, RecipientState, Reported, attempted, doubted, found, told
 
 
 class ActiveMessage:
@@ -45,8 +45,8 @@ class ActiveMessage:
         """Its sender is being told what became of recipients."""
         self.deaths = 0
         """How many delivery processes died with it."""
-        self.unwritten: list[Attempt] = []
-        """What a delivery process did and could not write down; to be written before the message leaves active/."""
+        self.unwritten: list[Event] = []
+        """What was done, or found, and could not be written down; to be written before the message leaves active/."""
 
     @property
     def id(self) -> str:
@@ -61,15 +61,33 @@ class ActiveMessage:
         return fresh
 
     def due(self) -> list[int]:
-        """The recipients for whom something can be tried: neither done nor failed."""
+        """The recipients for whom something can be tried: neither done nor failed nor held."""
         return [
-            index for index, state in enumerate(self.states) if not state.settled and not isinstance(state.outcome, Failed)
+            index
+            for index, state in enumerate(self.states)
+            if not (state.settled or state.held or isinstance(state.outcome, Failed))
         ]
+
+    def replay_unwritten(self) -> None:
+        """The states were read from the file: add what it does not have."""
+        for event in self.unwritten:
+            if isinstance(event, Attempt):
+                self.record(event.outcomes)
+            elif isinstance(event, (Doubt, Named)):
+                self.found(event)
+            elif isinstance(event, Reported):
+                self.told(event)
 
     def record(self, outcomes: Sequence[tuple[int, Outcome]]) -> None:
         """Take note of what an attempt brought."""
         for index, outcome in outcomes:
             self.states[index] = attempted(self.states[index], outcome)
+
+    def found(self, event: Doubt | Named) -> None:
+        """Take note that recipients are in doubt, or that it was said."""
+        for index in event.recipients:
+            state = self.states[index]
+            self.states[index] = doubted(state, event.host) if isinstance(event, Doubt) else found(state, event)
 
     def told(self, reported: Reported) -> None:
         """Take note that the sender knows."""

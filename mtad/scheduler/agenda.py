@@ -41,6 +41,12 @@ class Agenda:
             self._heap = [(time, name) for name, time in self._times.items()]
             heapq.heapify(self._heap)
 
+    def shift(self, seconds: float) -> None:
+        """Everything is due so many seconds later, or, negative, sooner."""
+        self._times = {name: when + seconds for name, when in self._times.items()}
+        self._heap = [(when, name) for name, when in self._times.items()]
+        heapq.heapify(self._heap)
+
     def drop(self, queue_id: str) -> None:
         """A message is not deferred (any more)."""
         self._times.pop(queue_id, None)

@@ -32,8 +32,8 @@ class Events(Protocol):
     def reported(self, message: ActiveMessage, reported: Reported) -> None:
         """The sender, or postmaster, was told, or did not want to be."""
 
-    def in_doubt(self, queue_id: str, recipient: str, host: str) -> None:
-        """A recipient may already have the message, and will get it (again)."""
+    def in_doubt(self, queue_id: str, recipient: str, host: str, held: bool) -> None:
+        """A recipient may already have the message, and is kept for a human, or else will get it (again)."""
 
     def damaged(self, queue_id: str, queue: Queue, why: str) -> None:
         """A file went to corrupt/."""

@@ -6,13 +6,13 @@ there for a human. What the disk refuses is tried again later, see `mtad.schedul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection
 from typing import Final
 
 from mtad.envelope import Envelope
 from mtad.errors import QueueFileDamaged, QueueFileUnfinished
-from mtad.outcome import Attempt
-from mtad.progress import RecipientState
+from mtad.outcome import Attempt, Failed
+from mtad.progress import CUT, REPORT, Doubt, Named, RecipientState
 from mtad.scheduler.active import ActiveMessage
 from mtad.scheduler.events import Events
 from mtad.scheduler.moves import Moves
@@ -26,8 +26,16 @@ UNREADABLE: Final = (QueueFileDamaged, QueueFileUnfinished, OSError)
 class Files:
     """Reads and appends for one scheduler."""
 
-    def __init__(self, spool: Spool, events: Events, moves: Moves, restore: Callable[[str], bool]) -> None:
-        """``restore`` goes on with a message of active that could not be read before; False: it is in work, ask again."""
+    def __init__(
+        self, spool: Spool, events: Events, moves: Moves, restore: Callable[[str], bool], *, hold: bool = False
+    ) -> None:
+        """``restore`` goes on with a message of active that could not be read before; False: it is in work, ask again.
+
+        With ``hold``, recipients in doubt are kept for a human.
+        """
+        self._hold = hold
+        self.cut = 0.0
+        """Until when a power cut may have taken what was written, in seconds since the epoch; see `LifeMark`."""
         self._spool = spool
         self._events = events
         self._moves = moves
@@ -84,11 +92,48 @@ class Files:
         message.unwritten.clear()
         return True
 
-    def tell_doubts(self, envelope: Envelope, states: Sequence[RecipientState], recipients: Iterable[int]) -> None:
-        """Say which of these recipients may have the message already."""
-        for index in recipients:
-            if states[index].doubt:
-                self._events.in_doubt(envelope.id, envelope.recipients[index].address, states[index].doubt)
+    def unchanged_since_cut(self, envelope: Envelope) -> bool:
+        """Whether a message of active may have been delivered, without a trace, before a power cut."""
+        if envelope.arrival > self.cut:
+            return False
+        try:
+            # A move keeps the time; whatever is written, and each new time of an attempt, sets it.
+            return self._spool.changed(Queue.ACTIVE, envelope.id) <= self.cut
+        except OSError:
+            return False
+
+    def find_doubts(self, message: ActiveMessage, recipients: Collection[int], now: float, *, cut: bool = False) -> None:
+        """Say, once, which of these recipients may have the message already, and hold them if that is wanted.
+
+        With ``cut`` a power cut has taken the end of the history: those may have it for whom something is left to try.
+        """
+        lost = tuple(index for index in message.due() if not message.states[index].doubt) if cut else ()
+        if lost:
+            self._remember(message, Doubt(now, lost, CUT))
+        for hold in (True, False):
+            fresh = tuple(index for index in recipients if self._is_new(message.states[index], hold=hold))
+            if not fresh:
+                continue
+            for index in fresh:
+                address = message.envelope.recipients[index].address
+                self._events.in_doubt(message.id, address, message.states[index].doubt, hold)
+            self._remember(message, Named(now, fresh, hold))
+
+    def _remember(self, message: ActiveMessage, event: Doubt | Named) -> None:
+        message.found(event)
+        try:
+            self._spool.append(Queue.ACTIVE, message.id, event)
+        except (QueueFileDamaged, QueueFileUnfinished):
+            pass  # whoever reads it next finds out
+        except OSError:
+            message.unwritten.append(event)
+
+    def _is_new(self, state: RecipientState, *, hold: bool) -> bool:
+        """Whether something is to be said about a doubt: that it is held from now on, or that there is one."""
+        # A second report is a smaller evil than none; and who was refused in the meantime gets nothing any more.
+        holds = self._hold and state.doubt != REPORT and not state.released and not isinstance(state.outcome, Failed)
+        known = state.held if holds else state.held or state.named
+        return bool(state.doubt) and not state.settled and holds is hold and not known
 
     def misread(self, queue: Queue, name: str, fault: Exception) -> None:
         """A file could not be read: do what the module says."""

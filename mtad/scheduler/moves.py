@@ -11,8 +11,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-#: Seconds until something that the disk refused is tried again.
-PAUSE: Final = 10.0
+#: Seconds until something that the disk refused is tried again: once it is healed, all is well within a few.
+PAUSE: Final = 2.0
+#: Seconds between two complaints about that.
+QUIET: Final = 10.0
 #: Repetitions that one call of `Moves.turn` makes.
 TURN: Final = 50
 
@@ -21,7 +23,7 @@ class Moves:
     """What is to be repeated, by queue id (or file name), at most one thing for each."""
 
     def __init__(self, monotonic: Callable[[], float], warn: Callable[[str], None]) -> None:
-        """``monotonic`` is a clock, in seconds; ``warn`` is told what the disk refuses, once for each `PAUSE`."""
+        """``monotonic`` is a clock, in seconds; ``warn`` is told what the disk refuses, once for each `QUIET`."""
         self._monotonic = monotonic
         self._warn = warn
         self._pending: OrderedDict[str, tuple[float, Callable[[], None], str]] = OrderedDict()
@@ -40,7 +42,7 @@ class Moves:
         except OSError as fault:
             now = self._monotonic()
             if now >= self._quiet_until:
-                self._quiet_until = now + PAUSE
+                self._quiet_until = now + QUIET
                 self._warn(f"the spool cannot be changed, trying again every {PAUSE:g} s: {name}: {fault}")
             self.later(name, lambda: self.do(name, move, then), fault.strerror or str(fault))
             return

@@ -124,8 +124,11 @@ class Orders:
             self._let_go(message)
             self._follow(what, where, message.id)
             return "done"
-        if what == "release" and message.order != "hold":
-            raise Unfit(orders.NOT_HELD)
+        if what == "release":
+            if message.order != "hold" and not any(state.held for state in message.states):
+                raise Unfit(orders.NOT_HELD)
+            if message.unwritten:  # who is held must stand in the file before the order that ends it
+                self._files.write_down(message)
         if what == "requeue" and message.order == "hold":
             raise Unfit(orders.HELD)
         try:

@@ -29,6 +29,7 @@ from mtad.host import stay_on_processor
 from mtad.net.channels import PacketSocket
 from mtad.net.desk import Desk
 from mtad.runtime import Runtime
+from mtad.scheduler.lifemark import LifeMark, boot_id
 from mtad.scheduler.pool import DeliveryPool, Slot
 from mtad.scheduler.report import LogEvents
 from mtad.scheduler.scan import Scan
@@ -64,6 +65,7 @@ class SchedulerProcess:
         self._spool = spool
         spool.displaced = lambda queue, name: self._events.damaged(name, queue, "another file has the same queue id")
         self._scheduler = Scheduler(runtime.config, spool, self._events)
+        self._mark = LifeMark(spool.root, boot_id(), flushed=runtime.config.retry.on_doubt == "hold")
         self._pool = DeliveryPool(runtime.config.delivery.processes, runtime.config.delivery.threads, self._deliver)
         self._desk: Desk | None = None
         self._poll = select.poll()
@@ -81,10 +83,14 @@ class SchedulerProcess:
             self._poll.register(source.fileno(), select.POLLIN)
         if not self._get_spool():
             return
+        self._begin_life()
         self._open_desk()
         while self._ending is None:
             self._turn()
+        handover = self._ending is signal.SIGUSR1
         self._end()
+        if not handover:
+            self._end_life()
 
     def _get_spool(self) -> bool:
         """Wait for the spool's lock; False when told to end meanwhile."""
@@ -100,6 +106,19 @@ class SchedulerProcess:
             gone = select.select([self._runtime.lifeline], [], [], _RECHECK)[0]
             if gone or self._signals.take():
                 return False
+
+    def _begin_life(self) -> None:
+        try:
+            self._scheduler.begin(self._mark.begin(time.time()))
+        except OSError as fault:
+            self._events.warning(f"no mark of life in the spool: {fault.strerror or fault}")
+
+    def _end_life(self) -> None:
+        try:
+            self._spool.sync()
+            self._mark.end()
+        except OSError as fault:
+            self._events.warning(f"no mark of life in the spool: {fault.strerror or fault}")
 
     def _open_desk(self) -> None:
         """Be there for questions and orders; without it mail is delivered all the same."""
@@ -134,6 +153,7 @@ class SchedulerProcess:
         if now >= self._housekeeping:
             self._housekeeping = now + _HOUSEKEEPING
             self._scheduler.keep_house()
+            self._mark.alive()
             if self._desk is not None:
                 self._desk.tidy()
             for slot in self._pool.hung(now):

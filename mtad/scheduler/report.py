@@ -7,7 +7,7 @@ from typing import Final
 from mtad import log
 from mtad.desk import OrderName
 from mtad.outcome import Attempt
-from mtad.progress import REPORT, Reported
+from mtad.progress import CUT, REPORT, Reported
 from mtad.scheduler.active import ActiveMessage
 from mtad.spool.queues import Queue
 
@@ -54,12 +54,14 @@ class LogEvents:
         else:
             log.info("no notification: the sender did not want one", message.id)
 
-    def in_doubt(self, queue_id: str, recipient: str, host: str) -> None:
-        """A recipient may already have the message, and will get it (again)."""
+    def in_doubt(self, queue_id: str, recipient: str, host: str, held: bool) -> None:
+        """A recipient may already have the message, and is kept for a human, or else will get it (again)."""
         if host == REPORT:
             log.warning(f"in doubt: its sender may have been told about <{recipient}> before; telling again", queue_id)
             return
-        log.warning(f"in doubt: {host} may have taken this message for <{recipient}> before; delivering it again", queue_id)
+        then = f"held until you say: mtaq release {queue_id}" if held else "delivering it again"
+        who = "the machine stopped, and somebody" if host == CUT else host
+        log.warning(f"in doubt: {who} may have taken this message for <{recipient}> before; {then}", queue_id)
 
     def damaged(self, queue_id: str, queue: Queue, why: str) -> None:
         """A file went to corrupt/."""

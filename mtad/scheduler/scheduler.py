@@ -9,14 +9,15 @@ The life of a message here::
     wake-up or scan -> claim -> `_start`: one job per destination -> lanes -> delivery -> results -> `_settle`
         Done     the file is removed
         RetryAt  the file moves to deferred/, its mtime is the next attempt
+        Kept     the file moves to hold/: all that is left is in doubt, and held for a human
         Bounce   a job for the transport "bounce"; when the report is committed, `_settle` again
 
 What is known about a recipient stands in the queue file before it is known here, so a scheduler that dies loses nothing:
 the next one reads active/ (`restore`), waits for deliveries that still hold a file, and goes on. When a delivery process
 could not write down what it did, the message does not leave active/ before that is made good.
 
-Two clocks: when messages are due and expire is the wall's, as the files have it; pauses are measured on a clock that nobody
-sets, and a next attempt further away than any policy wants (a clock was wrong) is brought near.
+Two clocks: when messages are due and expire is the wall's, as the files have it, but for leaps (`mtad.scheduler.leaps`);
+pauses are measured on a clock that nobody sets, and a next attempt further away than any policy wants is brought near.
 
 Errors: a damaged file is moved to corrupt/ and logged. A move that the disk refuses is tried again, see
 `mtad.scheduler.moves`; the message stays in hand meanwhile, and nothing else stops for it.
@@ -44,6 +45,7 @@ from mtad.scheduler.events import Events
 from mtad.scheduler.files import UNREADABLE, Files
 from mtad.scheduler.lane import Lane, LaneKey
 from mtad.scheduler.lanes import Lanes
+from mtad.scheduler.leaps import Leaps
 from mtad.scheduler.line import LaneJob
 from mtad.scheduler.moves import Moves
 from mtad.scheduler.orders import Orders
@@ -89,9 +91,10 @@ class Scheduler:
         self._jobs: dict[int, tuple[Lane, LaneJob]] = {}
         self._backlog: deque[tuple[LaneJob, Deferred]] = deque()
         self._moves = Moves(monotonic, events.warning)
-        self._files = Files(spool, events, self._moves, self.restore)
+        self._files = Files(spool, events, self._moves, self.restore, hold=config.retry.on_doubt == "hold")
         self._urgent: set[str] = set()
         self._agenda = Agenda()
+        self._leaps = Leaps(clock, monotonic, self._agenda, events.warning)
         rules = Rules(config.delivery)
         places = config.delivery.processes * config.delivery.threads
         self._lanes = Lanes(rules, config.retry.destination_pause, config.retry.maximum, places)
@@ -118,6 +121,7 @@ class Scheduler:
             self._agenda,
             self._orders,
             self._queue,
+            self._leaps,
             clock,
         )
         self.clerk = Clerk(
@@ -135,6 +139,10 @@ class Scheduler:
     def __len__(self) -> int:
         """How many messages are in hand."""
         return len(self._messages)
+
+    def begin(self, cut: float) -> None:
+        """What has not changed since ``cut``, a time of the wall's clock, may have been delivered; see `LifeMark`."""
+        self._files.cut = cut
 
     # -- what comes in ------------------------------------------------------------------------------------------------
 
@@ -165,10 +173,9 @@ class Scheduler:
         if self._handled(queue_id):
             return
         latest = self._clock() + max(self._config.retry.maximum, LONGEST_HINT) * (1 + JITTER)
-        if mtime <= latest:
-            self._agenda.set(queue_id, mtime)
-        elif queue_id not in self._agenda:
-            self._agenda.set(queue_id, latest)
+        # Sooner on the agenda already: the clock was set back since.
+        if queue_id not in self._agenda or mtime < self._agenda.time_of(queue_id):
+            self._agenda.set(queue_id, min(mtime, latest))
 
     def found_stranger(self, queue: Queue, name: str) -> None:
         """A scan has found what does not belong in a queue."""
@@ -200,6 +207,7 @@ class Scheduler:
 
     def turn(self) -> bool:
         """Do a slice of the work that waits for nobody; whether there is more of it at once."""
+        self._leaps.look()
         more = self._moves.turn()
         for _ in range(min(TURN, len(self._backlog))):
             job, reason = self._backlog.popleft()
@@ -244,7 +252,7 @@ class Scheduler:
         now, retry = self._clock(), self._config.retry
         for message in list(self._messages.values()):
             waits = message.open_jobs and not (message.flying or message.order or message.reporting)
-            if waits and now >= message.claimed + _LAST_WAIT and expired(message.envelope, now, retry):
+            if waits and now >= message.claimed + _LAST_WAIT and expired(self._leaps.aged(message.envelope), now, retry):
                 self._messages[message.id] = message.anew()
                 self._settling.settle(self._messages[message.id])
 
@@ -329,9 +337,9 @@ class Scheduler:
         self._urgent.discard(queue_id)
         stored = self._files.load(queue_id)
         if stored is not None:
-            states, envelope = stored.states, stored.envelope
-            self._files.tell_doubts(envelope, states, range(len(states)))
-            message = ActiveMessage(envelope, states, stored.head.content_size, self._clock(), urgent)
+            message = ActiveMessage(stored.envelope, stored.states, stored.head.content_size, self._clock(), urgent)
+            cut = stored.cut or self._files.unchanged_since_cut(stored.envelope)
+            self._files.find_doubts(message, range(len(message.states)), self._clock(), cut=cut)
             message.order = ordered(stored.events)
             self._start(message)
 
@@ -375,9 +383,8 @@ class Scheduler:
         except UNREADABLE as fault:
             self._let_go(message, fault)
             return False
-        for attempt in message.unwritten:
-            message.record(attempt.outcomes)
-        self._files.tell_doubts(message.envelope, message.states, recipients)
+        message.replay_unwritten()
+        self._files.find_doubts(message, recipients, self._clock())
         return True
 
     def _let_go(self, message: ActiveMessage, fault: Exception) -> None:

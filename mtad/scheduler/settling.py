@@ -13,12 +13,13 @@ from mtad.config import Retry
 from mtad.delivery.jobs import Result
 from mtad.desk import Order
 from mtad.outcome import Failed
-from mtad.retry import Bounce, Done, RetryAt, settle
+from mtad.retry import Bounce, Done, Kept, RetryAt, settle
 from mtad.scheduler.active import ActiveMessage
 from mtad.scheduler.agenda import Agenda
 from mtad.scheduler.events import Events
 from mtad.scheduler.files import Files
 from mtad.scheduler.lane import LaneKey
+from mtad.scheduler.leaps import Leaps
 from mtad.scheduler.line import LaneJob
 from mtad.scheduler.moves import Moves
 from mtad.scheduler.orders import Orders
@@ -39,6 +40,7 @@ class Settling:
         agenda: Agenda,
         orders: Orders,
         queue: Callable[[LaneKey, LaneJob], None],
+        leaps: Leaps,
         clock: Callable[[], float],
     ) -> None:
         """``messages`` are those in hand, the scheduler's own table; ``queue`` gives a job to its lane."""
@@ -51,6 +53,7 @@ class Settling:
         self._agenda = agenda
         self._orders = orders
         self._queue = queue
+        self._leaps = leaps
         self._clock = clock
         self.random = random.Random()
         """For the jitter of next attempts."""
@@ -63,7 +66,8 @@ class Settling:
 
     def settle(self, message: ActiveMessage) -> None:
         """All jobs of a message are done: what now?"""
-        verdict = settle(message.envelope, message.states, self._clock(), self._retry, self.random.random())
+        envelope = self._leaps.aged(message.envelope)
+        verdict = settle(envelope, message.states, self._clock(), self._retry, self.random.random())
         if message.unwritten and not isinstance(verdict, Done):
             # What a later attempt, or the report, does not find in the file would be done again, or not be told.
             self._moves.do(message.id, lambda: self._files.write_down(message), lambda _: self.when_complete(message))
@@ -76,6 +80,8 @@ class Settling:
                 self._leave(message, lambda: self._spool.remove(message.id), lambda _: self._events.removed(message.id))
             case RetryAt(when=when):
                 self.defer(message, when)
+            case Kept():
+                self._hold(message, f"who is left is in doubt; to have it sent: mtaq release {message.id}")
             case Bounce():
                 self._tell(message, verdict)
 
@@ -91,6 +97,8 @@ class Settling:
     def told(self, message: ActiveMessage, result: Result) -> None:
         """The job that tells the sender is done."""
         message.reporting = False
+        if result.unwritten:
+            message.unwritten.extend(result.reports)
         for reported in result.reports:
             message.told(reported)
             self._events.reported(message, reported)
@@ -111,17 +119,19 @@ class Settling:
 
         self._moves.do(message.id, move, left)
 
+    def _hold(self, message: ActiveMessage, why: str) -> None:
+        def held(moved: bool) -> None:
+            if moved:
+                self._events.held(message.id, why)
+
+        self._leave(message, lambda: self._spool.hold(Queue.ACTIVE, message.id), held)
+
     def _tell(self, message: ActiveMessage, verdict: Bounce) -> None:
         """Have the sender told what became of recipients; `told` goes on."""
         if any(not isinstance(message.states[index].outcome, Failed) for index, _ in verdict.failed):
             self._events.expired(message)
         if message.envelope.kind == "double-bounce":
-            why = "a notice to postmaster about an undeliverable report cannot be delivered itself"
-            self._leave(
-                message,
-                lambda: self._spool.hold(Queue.ACTIVE, message.id),
-                lambda _: self._events.held(message.id, why),
-            )
+            self._hold(message, "a notice to postmaster about an undeliverable report cannot be delivered itself")
             return
         message.reporting = True
         about = (*verdict.failed, *verdict.delivered, *verdict.delayed)

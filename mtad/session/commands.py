@@ -8,7 +8,8 @@ may be sent behind it before its reply, what its argument must never be seen in,
 VRFY and EXPN are not, so that nobody learns here who has a mailbox (RFC 5321 section 7.3).
 
 Counting: a refused command (5yz) is bad, and so is junk (NOOP, RSET, HELP, EHLO, HELO, empty chunks) above its limit
-between two messages. Too many bad commands, in a row or in all, and the session ends with 421 4.7.0 in place of the reply.
+between two messages. Too many bad commands, in a row or in all, and the session ends with 421 4.7.0 in place of the reply;
+under stress fewer are too many.
 Recipients are treated with patience, since a list with dead addresses is not an attack and RFC 5321 section 4.5.3.1.8 wants
 a hundred of them heard: `REFUSED_RECIPIENTS` in a session are free, and in one transaction as many above the limit as the
 limit.
@@ -306,18 +307,25 @@ def settle_account(session: Session, answer: Reply, row: Row | None = None, *, j
     bad = answer.code >= 500
     if junk or (row is not None and row.junk):
         session.junk += 1
-        bad = bad or session.junk > limits.junk_commands
+        bad = bad or session.junk > _most(session, limits.junk_commands)
     if row is not None and row.tries_recipient and session.transaction is not None and not answer.positive:
         bad = _out_of_patience(session, session.transaction, answer)
     if bad:
         session.bad += 1
         session.bad_in_a_row += 1
-        if session.bad >= limits.bad_commands or session.bad_in_a_row >= limits.bad_commands_in_a_row:
+        most, in_a_row = _most(session, limits.bad_commands), _most(session, limits.bad_commands_in_a_row)
+        if session.bad >= most or session.bad_in_a_row >= in_a_row:
             session.closing = True
             return reply(421, "4.7.0", f"{session.site.hostname} Error: too many errors")
     elif answer.positive:
         session.bad_in_a_row = 0
     return answer
+
+
+def _most(session: Session, limit: int) -> int:
+    """A limit of errors, and what is left of it under stress."""
+    site = session.site
+    return min(limit, site.limits.stress_bad_commands) if site.stressed() else limit
 
 
 def _out_of_patience(session: Session, transaction: Transaction, answer: Reply) -> bool:

@@ -7,6 +7,7 @@ Errors: ValueError of `Policy`, for settings that the configuration's own check 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from mtad.config import Config, Listener
@@ -17,7 +18,14 @@ from mtad.session.state import Guard, Logins, Site
 LOOPBACK: Final = ("127.0.0.0/8", "::1/128")
 
 
-def site_of(config: Config, listener: Listener, users: Users, logins: Logins | None, guard: Guard | None) -> Site:
+def site_of(
+    config: Config,
+    listener: Listener,
+    users: Users,
+    logins: Logins | None,
+    guard: Guard | None,
+    stressed: Callable[[], bool] = lambda: False,
+) -> Site:
     """What the clients of a listener find there.
 
     Args:
@@ -26,6 +34,7 @@ def site_of(config: Config, listener: Listener, users: Users, logins: Logins | N
         users: who has mail here.
         logins: who may log in, where the service has logins.
         guard: counts wrong passwords.
+        stressed: whether the server is nearly full.
     """
     return Site(
         config.hostname,
@@ -36,4 +45,5 @@ def site_of(config: Config, listener: Listener, users: Users, logins: Logins | N
         guard=guard,
         auth_without_tls=listener.auth_without_tls == "loopback",
         bare_line_ends=listener.bare_line_ends,
+        stressed=stressed,
     )

@@ -17,7 +17,7 @@ the handshake); RFC 3848 and 6531 section 4.3 (names of protocols).
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, Protocol
@@ -115,6 +115,8 @@ class Site(msgspec.Struct, frozen=True):
     """What becomes of a CR or LF on its own in content from a client that is known; of others it is always refused."""
     strict_order: bool = True
     """Clients that are not known are cut off when they send ahead of a reply that they must wait for."""
+    stressed: Callable[[], bool] = lambda: False
+    """Whether the server is nearly full, and has less patience."""
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from typing import Final, Self
 from mtad.envelope import Envelope
 from mtad.errors import QueueFileDamaged
 from mtad.progress import Event
+from mtad.spool.leftovers import LEFTOVERS, undo
 from mtad.spool.queue_file import (
     MAX_ENVELOPE,
     PREAMBLE_SIZE,
@@ -32,12 +33,15 @@ from mtad.spool.queue_file import (
     parse_events,
     parse_head,
     parse_preamble,
+    was_cut,
 )
 
 #: Octets read or kept in memory at a time. The content of a message up to this size is written, and read, at once.
 CHUNK: Final = 64 * 1024
 #: History beyond this is damage: 1,000 recipients with 500 attempts of 300 octets.
 MAX_EVENTS: Final = 256 * 1024 * 1024
+#: A power cut leaves NUL octets where an event was not flushed, which is shorter; this is a hole, and may be huge.
+MAX_NULS: Final = 1024 * 1024
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -116,20 +120,16 @@ class IncomingFile:
             pass  # the message is safe, and the scan finds it
 
     def discard(self) -> None:
-        """Forget it. What cannot be removed stays unfinished and is swept at the next start. After a commit: nothing."""
+        """Forget it: the file is removed, or can never be taken for a message. After a commit: nothing."""
         self._ended = True
         self._pending.clear()
         if self._fd < 0:
             return
-        try:
-            os.unlink(self.envelope.id, dir_fd=self._directory)
-        except OSError:
-            # A whole file whose fsync failed must not be taken for a message later: nobody got a 250 for it.
-            try:
-                os.ftruncate(self._fd, 0)
-            except OSError:
-                pass
-        self._close()
+        if undo(self._directory, self.envelope.id, self._fd):
+            self._close()
+        else:
+            LEFTOVERS.keep(self._directory, self.envelope.id, self._fd)
+            self._fd = -1
 
     def _check(self) -> None:
         # An OSError, so that a receiver which overlooked a failure answers 4yz and never 250.
@@ -139,6 +139,8 @@ class IncomingFile:
     def _create(self) -> None:
         # Between open and flock a sweep may take the file for a dead one, and a probe may hold its lock for a moment: wait
         # for the lock, and if the name is gone then, begin again. Nothing is written before the lock is ours.
+        if LEFTOVERS and not LEFTOVERS.clear():
+            raise OSError(errno.EIO, "what failed before cannot be removed yet")
         while True:
             self._fd = os.open(
                 self.envelope.id,
@@ -284,7 +286,8 @@ def read_message(fd: int) -> tuple[StoredMessage, bytes]:
         raise QueueFileDamaged("the checksum of the content is wrong")
     whole = len(first) == head.content_size and len(data) < CHUNK
     events = data[head.events_offset :] if whole else _read_events(fd, head)
-    return StoredMessage(head, tuple(parse_events(events, len(head.envelope.recipients)))), first
+    history = tuple(parse_events(events, len(head.envelope.recipients), head.events_offset))
+    return StoredMessage(head, history, was_cut(events)), first
 
 
 def _read_events(fd: int, head: Head) -> bytes:
@@ -298,7 +301,11 @@ def _read_events(fd: int, head: Head) -> bytes:
         raise QueueFileDamaged(f"{size} octets follow the content")
     parts = []
     position = head.events_offset
+    nuls = 0
     while data := os.pread(fd, CHUNK, position):
+        nuls = nuls + len(data) if data.count(0) == len(data) else 0
+        if nuls > MAX_NULS:
+            raise QueueFileDamaged(f"more than {MAX_NULS} NUL octets follow the content")
         parts.append(data)
         position += len(data)
     return b"".join(parts)

@@ -2,7 +2,7 @@
 
 ======== ==========================================================================================================
 hold     the file moves to hold/, and stays there until it is released
-release  from hold/ to deferred/, due now
+release  from hold/ to deferred/, due now; recipients that are held because they are in doubt are tried, too
 delete   the file goes, nobody is told
 requeue  it is due now
 expire   as at the end of its life: what is left of its recipients fails (4.4.7), its sender is told
@@ -138,13 +138,19 @@ def remember(spool: Spool, what: OrderName, queue: Queue, queue_id: str, now: fl
     with spool.open(queue, queue_id) as opened:
         _refuse(opened.message, what)
         pending = ordered(opened.message.events)
-        if what == "release" and pending != "hold":
+        frees = what == "release" and any_held(opened.message)
+        if what == "release" and pending != "hold" and not frees:
             raise Unfit(NOT_HELD)
         if what == "requeue" and pending == "hold":
             raise Unfit(HELD)
         tried = what in ("release", "requeue")
-        if pending != (None if tried else what):
+        if frees or pending != (None if tried else what):
             opened.append(Instructed(now, what, done=tried))
+
+
+def any_held(message: StoredMessage) -> bool:
+    """Whether recipients are held because they are in doubt."""
+    return any(state.held for state in message.states)
 
 
 def failures(message: StoredMessage, what: OrderName, now: float) -> Attempt | None:
@@ -193,13 +199,13 @@ def _hold(spool: Spool, queue: Queue, queue_id: str, now: float) -> Queue:
 
 def _release(spool: Spool, queue: Queue, queue_id: str, now: float) -> Queue:
     with spool.open(queue, queue_id) as opened:
-        pending = ordered(opened.message.events)
-        if queue is not Queue.HOLD and pending != "hold":
+        pending, frees = ordered(opened.message.events), any_held(opened.message)
+        if queue is not Queue.HOLD and pending != "hold" and not frees:
             raise Unfit(NOT_HELD)
         try:
             opened.append(Instructed(now, "release", done=True))
         except OSError:
-            if pending is not None:
+            if pending is not None or frees:
                 raise  # whoever takes it next would hold it again
     return _due(spool, queue, queue_id, now)
 

@@ -15,6 +15,9 @@ crash cuts off can spoil neither the event before nor the one after.
   empty file. The message was never acknowledged.
 - **Damaged** (`QueueFileDamaged`): anything else that does not fit its length or checksum.
 - An event that is shorter than it says is the trace of a crash and is passed over; one whose checksum is wrong is damage.
+- NUL octets, which no event has, are the trace of a power cut where they reach to the end of the file, of the line or of a
+  sector: a file system may keep the new length of a file and not the octets that were appended and never flushed. They end
+  an event that is shorter than it says.
 
 A version that reads 2 will still read 1; ``tests/golden`` keeps files of each.
 """
@@ -46,6 +49,9 @@ _PREAMBLE: Final = re.compile(
 )
 _EVENT_HEAD: Final = re.compile(rb"([0-9a-f]{8}) ([0-9a-f]{8}) ")
 _EVENT_HEAD_SIZE: Final = 18
+_NULS: Final = re.compile(rb"\0+")
+#: Octets that a disk writes at once, at the least: what was not flushed is missing from, or up to, a multiple of it.
+_SECTOR: Final = 512
 _EVENT_HEAD_START: Final = re.compile(rb"[0-9a-f]{0,8}|[0-9a-f]{8} [0-9a-f]{0,8}")
 
 #: What msgspec raises for JSON that is none: also text that is no UTF-8, and lists in lists without end.
@@ -140,14 +146,18 @@ def encode_event(event: Event) -> bytes:
     return b"\n%08x %08x %s\n" % (len(encoded), zlib.crc32(encoded), encoded)
 
 
-def parse_events(data: bytes, recipients: int) -> list[Event]:
-    """Read the events from the octets behind the content.
+def parse_events(data: bytes, recipients: int, offset: int = 0) -> list[Event]:
+    """Read the events from the octets behind the content; ``offset`` is where in the file they begin.
 
     Raises:
         QueueFileDamaged: a checksum is wrong, or an event names a recipient that the envelope does not have.
     """
     events: list[Event] = []
-    for line in data.split(b"\n"):
+    lines = data.split(b"\n")
+    if b"\0" in data:
+        _expect_power_cut(data, offset)
+        lines = [line.partition(b"\0")[0] for line in lines]
+    for line in lines:
         if not line:
             continue
         match = _EVENT_HEAD.match(line)
@@ -172,6 +182,23 @@ def parse_events(data: bytes, recipients: int) -> list[Event]:
     return events
 
 
+def _expect_power_cut(data: bytes, offset: int) -> None:
+    """Accept NUL octets where a power cut leaves them; see the module.
+
+    Raises:
+        QueueFileDamaged: some are elsewhere.
+    """
+    for match in _NULS.finditer(data):
+        end = match.end()
+        if data[end : end + 1] not in (b"", b"\n") and (offset + end) % _SECTOR:
+            raise QueueFileDamaged("NUL octets stand in a record")
+
+
+def was_cut(data: bytes) -> bool:
+    """Whether the octets behind the content end in the trace of a power cut, and no event was written since."""
+    return b"\0" in data and b"\0" in data.rstrip(b"\n").rpartition(b"\n")[2]
+
+
 def _indexes(event: Event) -> Sequence[int]:
     if isinstance(event, Attempt):
         return [index for index, _ in event.outcomes]
@@ -183,6 +210,8 @@ class StoredMessage(msgspec.Struct, frozen=True):
 
     head: Head
     events: tuple[Event, ...]
+    cut: bool = False
+    """A power cut has taken what was written last: perhaps that the message was about to be sent."""
 
     @property
     def envelope(self) -> Envelope:

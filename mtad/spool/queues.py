@@ -131,14 +131,16 @@ class Spool:
             holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "?"
             os.close(fd)
             raise SpoolBusy(f"{self.root} is in use by process {holder}") from fault
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        # Held open for reading only: a file that is open for writing keeps a disk from being remounted read-only.
+        writer = os.open(os.path.join(self.root, name), os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW)
+        os.write(writer, b"%d\n" % os.getpid())
+        os.close(writer)
         return fd
 
     @staticmethod
     def _lock_file(path: str) -> int:
         """Open a lock; one that root makes, with a command, belongs to the owner of the spool, who must open it later."""
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
@@ -193,7 +195,15 @@ class Spool:
         Raises:
             FileNotFoundError: the message is not deferred.
         """
-        return os.stat(queue_id, dir_fd=self._directories[Queue.DEFERRED], follow_symlinks=False).st_mtime
+        return self.changed(Queue.DEFERRED, queue_id)
+
+    def changed(self, queue: Queue, queue_id: str) -> float:
+        """The time of a file: when it was written to last, or the time of its next attempt.
+
+        Raises:
+            FileNotFoundError: the message is not in this queue.
+        """
+        return os.stat(queue_id, dir_fd=self._directories[queue], follow_symlinks=False).st_mtime
 
     def hold(self, queue: Queue, queue_id: str) -> bool:
         """Keep a message for a human."""

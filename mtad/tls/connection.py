@@ -34,6 +34,9 @@ from mtad.net.connection import SHORTEST, Connection, ConnectionLost, TimedOut
 #: Octets of clear text that are encrypted before they are handed on: 16 records of 16 KiB (RFC 8446 section 5.1).
 _PIECE: Final = 256 * 1024
 
+#: Octets of records that are taken at a time, once the first of one have come.
+_RECORDS: Final = 65536
+
 #: Seconds for an alert or a close_notify to be taken: there is room in the buffer, or the peer is dead.
 _FAREWELL: Final = 0.01
 
@@ -152,6 +155,7 @@ class TlsConnection:
             return b""
         end = monotonic() + timeout
         remaining = timeout
+        much = limit  # who waits for little holds a small buffer
         while True:
             if self._incoming.pending or self._object.pending():
                 data = self._decrypt(limit)
@@ -163,7 +167,8 @@ class TlsConnection:
                 remaining = end - monotonic()
                 if remaining <= 0:
                     raise TimedOut("no record came to its end in time")
-            raw = self._connection.receive(remaining)
+            raw = self._connection.receive(remaining, much)
+            much = _RECORDS
             if not raw:
                 self._ended = self.truncated = True
                 return b""

@@ -70,7 +70,11 @@ def test_stop(tmp_path: Path, stop: Callable[[Site], None]) -> None:
     assert orphanage.left() == []
     assert [pid for pid in pids if alive(pid)] == []
     assert not (tmp_path / "mtad.pid").exists()
-    assert sorted(path.name for path in site.spool_path.iterdir() if not path.is_dir()) == ["master.lock", "scheduler.lock"]
+    assert sorted(path.name for path in site.spool_path.iterdir() if not path.is_dir()) == [
+        "master.lock",
+        "scheduler.boot",
+        "scheduler.lock",
+    ]
 
 
 @ways

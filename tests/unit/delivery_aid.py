@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mtad.config import Config, Delivery, Local
+from mtad.config import Config, Delivery, Local, Retry
 from mtad.delivery.jobs import ALIVE, Job, Result, job_encoder, result_decoder
 from mtad.delivery.process import Worker
 from mtad.delivery.transport import Content, Task
@@ -25,6 +25,8 @@ NEVER = Failed("5.1.1", "no such user")
 LATER = Deferred("4.2.0", "busy")
 #: For a message that a broken transport raises.
 BROKEN = "on purpose"
+
+_RETRY = Retry()
 
 Deliver = Callable[[Task, Content, Callable[[str], None]], Sequence[Attempt]]
 
@@ -54,11 +56,13 @@ def broken(*_: object) -> list[Attempt]:
 class World:
     """A spool, a worker, and the scheduler's end of its channel."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, retry: Retry = _RETRY) -> None:
         users = root / "users"
         users.write_text("alice : alice@example.org\n")
         local = Local(domains=("example.org",), mail_root=str(root / "mail"), users=str(users))
-        config = Config(hostname="mx.example.org", spool=str(root / "spool"), local=local, delivery=Delivery(port=9))
+        config = Config(
+            hostname="mx.example.org", spool=str(root / "spool"), local=local, delivery=Delivery(port=9), retry=retry
+        )
         self.spool = Spool(config.spool, create=True)
         runtime = Runtime(
             config=config,

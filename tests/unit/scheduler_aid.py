@@ -65,8 +65,8 @@ class Recorder:
     def reported(self, message: ActiveMessage, reported: Reported) -> None:
         self.said.append(("reported", message.id, reported.report))
 
-    def in_doubt(self, queue_id: str, recipient: str, host: str) -> None:
-        self.said.append(("in_doubt", queue_id, recipient, host))
+    def in_doubt(self, queue_id: str, recipient: str, host: str, held: bool) -> None:
+        self.said.append(("in_doubt", queue_id, recipient, host, *(["held"] if held else [])))
 
     def damaged(self, queue_id: str, queue: Queue, why: str) -> None:
         self.said.append(("damaged", queue_id, queue.value, why))

@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mtad.config import Config, Setting, sections, subsections
+from mtad.config import Config
+from mtad.config_table import Setting, sections, subsections
 from mtad.config_values import decode, duration, duration_text, size, size_text
 from mtad.configfile import parse
 

@@ -12,7 +12,7 @@ import pytest
 from mtad import dsn
 from mtad.envelope import Envelope, Recipient
 from mtad.outcome import Failed
-from mtad.progress import REPORT
+from mtad.progress import CUT, REPORT
 from mtad.scheduler.report import LogEvents
 from mtad.spool.queues import Queue, Spool
 from tests.peers.mx import OK, Say, Transaction
@@ -103,9 +103,11 @@ def test_doubts_are_read_from_the_log() -> None:
 
 
 def test_the_log_says_doubts_in_these_words(capfd: pytest.CaptureFixture[str]) -> None:
-    LogEvents().in_doubt("Q1", "a@x", "mx.x")
-    LogEvents().in_doubt("Q1", "b@x", REPORT)
-    assert doubts(capfd.readouterr().err) == Counter({("Q1", "a@x"): 1, ("Q1", "b@x"): 1})
+    LogEvents().in_doubt("Q1", "a@x", "mx.x", held=False)
+    LogEvents().in_doubt("Q1", "b@x", REPORT, held=False)
+    LogEvents().in_doubt("Q1", "c@x", "mx.x", held=True)
+    LogEvents().in_doubt("Q1", "d@x", CUT, held=False)
+    assert doubts(capfd.readouterr().err) == Counter({("Q1", f"{name}@x"): 1 for name in "abcd"})
 
 
 def test_the_same_seed_brings_the_same_kills_and_messages() -> None:

@@ -162,6 +162,25 @@ def test_an_answer_says_when_the_file_does_not_have_it(
     assert "cannot be noted in the queue file" in capfd.readouterr().err
 
 
+def test_an_answer_says_when_the_file_does_not_have_that_the_sender_was_told(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The report is committed by then: who took it for not sent would send another."""
+    queue_id = world.message()
+    world.spool.append(Queue.ACTIVE, queue_id, Attempt(1.0, ((0, NEVER),)))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(OpenMessage, "append", refuse)
+    result = world.worker.work(Job(7, queue_id, "bounce", "", (0,)))
+    assert result is not None
+    [reported] = result.reports
+    assert (result.unwritten, reported.recipients) == (True, (0,))
+    assert world.spool.load(Queue.INCOMING, reported.report).envelope.kind == "bounce"
+    assert "cannot be noted in the queue file" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(("recipients", "durable"), [((0,), [False]), ((0, 1), [False, False])])
 def test_a_message_that_lives_on_has_its_record_on_stable_storage(
     world: World, monkeypatch: pytest.MonkeyPatch, recipients: tuple[int, ...], durable: list[bool]

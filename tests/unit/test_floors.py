@@ -20,7 +20,7 @@ ROOT: Final = Path(__file__).parents[2] / "mtad"
 FLOORS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"errors", "address", "reply", "envelope", "outcome", "progress", "desk"}),
     frozenset({"smtp", "dsn", "retry", "config", "configfile", "config_lines", "config_rules", "config_values"})
-    | {"reasons", "queue_causes", "queue_deferrals"},
+    | {"config_table", "reasons", "queue_causes", "queue_deferrals"},
     frozenset({"spool", "net", "tls", "resolver", "users", "log", "log_sinks", "metrics", "occupancy", "signals", "host"})
     | {"passwords", "throttle"},
     frozenset({"nexthop", "policy", "routing", "runtime"}),
@@ -37,9 +37,11 @@ NEIGHBOURS: Final = {
     "reasons": {"smtp.hints"},  # a server that asks for less
     "queue_causes": {"config", "reasons", "retry"},  # one answer, made of what these say
     "queue_deferrals": {"queue_causes", "reasons", "retry"},
-    "configfile": {"config", "config_lines", "config_rules", "config_values"},
-    "config_rules": {"config", "config_lines", "config_values", "smtp.grammar"},  # an address is written as in a command
-    "config_values": {"config"},
+    "configfile": {"config", "config_lines", "config_rules", "config_table", "config_values"},
+    # An address is written as in a command.
+    "config_rules": {"config", "config_lines", "config_table", "config_values", "smtp.grammar"},
+    "config_table": {"config"},  # is made of it
+    "config_values": {"config", "config_table"},
     "log": {"log_sinks"},
     "throttle": {"occupancy"},  # what counts as one client
     "tls.connection": {"net.connection"},  # it is one, and is made of one
@@ -59,7 +61,7 @@ IMPURE: Final = frozenset({"socket", "ssl", "os", "select", "selectors", "thread
 DAEMON_DOWN: Final = ("cli.mtaq", "cli.mtad_flush")
 ENOUGH: Final = (
     FLOORS[0]
-    | {"spool", "config", "config_values", "configfile", "net", "cli"}
+    | {"spool", "config", "config_table", "config_values", "configfile", "net", "cli"}
     | {"nexthop", "reasons", "queue_causes", "queue_deferrals"}  # pure: what to say about what was found
 )
 

@@ -315,6 +315,24 @@ def test_l4_each_step_that_the_disk_refuses_defers_and_leaves_nothing(
     assert isinstance(mail.outcome(), Delivered)
 
 
+def test_a_directory_that_cannot_be_flushed_takes_the_message_back(mail: Mail, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is deferred, and comes again: there must not be two of it then."""
+    assert isinstance(mail.outcome(), Delivered)
+    before = sorted((mail.root / "alice" / "new").iterdir())
+    fsync = os.fsync
+
+    def refuse(fd: int) -> None:
+        if os.path.basename(os.readlink(f"/proc/self/fd/{fd}")) == "new":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        assert mail.outcome() == Deferred("4.2.0", "cannot store in the mailbox of alice: Input/output error")
+    assert sorted((mail.root / "alice" / "new").iterdir()) == before
+    assert list((mail.root / "alice" / "tmp").iterdir()) == []
+
+
 def test_a_content_that_turns_out_to_be_damaged_leaves_nothing(mail: Mail) -> None:
     with pytest.raises(ValueError, match="damaged"):
         mail.outcome(Pieces(b"x" * 100_000, fault=ValueError("damaged")))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mtad.scheduler.moves import PAUSE, TURN, Moves
+from mtad.scheduler.moves import PAUSE, QUIET, TURN, Moves
 
 
 class Disk:
@@ -61,12 +61,17 @@ def test_what_it_refuses_is_repeated_until_it_does_not(disk: Disk) -> None:
     assert len(disk.moves) == 0
 
 
-def test_the_refusals_of_many_messages_are_told_once_in_a_pause(disk: Disk) -> None:
+def test_the_refusals_of_many_messages_are_told_once_in_a_while(disk: Disk) -> None:
     disk.full = True
     for number in range(100):
         disk.moves.do(str(number), disk.move(), disk.done.append)
     assert len(disk.warnings) == 1
     assert "No space left on device" in disk.warnings[0]
+    for _ in range(int(QUIET / PAUSE) - 1):
+        disk.now += PAUSE
+        while disk.moves.turn():
+            pass
+    assert len(disk.warnings) == 1
     disk.now += PAUSE
     while disk.moves.turn():
         pass

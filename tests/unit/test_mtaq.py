@@ -19,7 +19,7 @@ from mtad.cli.mtaq import main
 from mtad.cli.queue_list import Row, print_json, print_table, rows
 from mtad.envelope import Envelope, Recipient
 from mtad.outcome import Attempt, Deferred, Delivered, Failed, Outcome
-from mtad.progress import REPORT, Doubt, Event
+from mtad.progress import CUT, REPORT, Doubt, Event, Named
 from mtad.spool.queue_id import encode
 from mtad.spool.queues import Queue, Spool
 from tests.peers.postfix_queue import PostfixQueue, needs_postfix
@@ -186,6 +186,19 @@ def test_a_recipient_in_doubt_is_shown_as_such(stock: Stock) -> None:
     stock.put(Queue.ACTIVE, 1, "a@x.test", {"b@y.test": later("busy")}, Doubt(1.0, (0,), "mx.y.test"))
     assert "(in doubt: mx.y.test may have it already; busy)" in stock.table()
     assert stock.objects()[0]["recipients"][0]["in_doubt"] == "mx.y.test"
+
+
+def test_a_recipient_that_is_held_in_doubt_is_shown_as_such(stock: Stock) -> None:
+    held = Named(2.0, (0,), hold=True)
+    stock.put(Queue.DEFERRED, 1, "a@x.test", {"b@y.test": None, "c@y.test": later("busy")}, Doubt(1.0, (0,), "mx"), held)
+    assert "(in doubt: mx may have it already, and is held)" in stock.table()
+    first, second = stock.objects()[0]["recipients"]
+    assert (first["in_doubt"], first["held"], "held" in second) == ("mx", True, False)
+
+
+def test_a_recipient_in_doubt_since_the_machine_stopped(stock: Stock) -> None:
+    stock.put(Queue.ACTIVE, 1, "a@x.test", {"b@y.test": None}, Doubt(1.0, (0,), CUT))
+    assert "(in doubt: somebody may have it already)" in stock.table()
 
 
 def test_a_report_in_doubt_is_told_apart(stock: Stock) -> None:

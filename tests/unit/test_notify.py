@@ -16,7 +16,7 @@ from mtad.dsn import report
 from mtad.envelope import Envelope, Notify, Recipient
 from mtad.outcome import Attempt, Deferred, Delivered, Failed, Outcome
 from mtad.progress import Event, RecipientState, Reported, replay
-from mtad.retry import Bounce, Done, RetryAt, settle, wants
+from mtad.retry import Bounce, Decision, Done, RetryAt, settle, wants
 
 NOW = 1_700_000_000.0
 RETRY = Retry()
@@ -33,7 +33,7 @@ def message(*notify: tuple[Notify, ...], sender: str = "a@b.test", age: float = 
     return Envelope("ID", NOW - age, sender, recipients)
 
 
-def decide(envelope: Envelope, *outcomes: Outcome | RecipientState, retry: Retry = RETRY) -> Bounce | Done | RetryAt:
+def decide(envelope: Envelope, *outcomes: Outcome | RecipientState, retry: Retry = RETRY) -> Decision:
     states = [one if isinstance(one, RecipientState) else RecipientState(one) for one in outcomes]
     return settle(envelope, states, NOW, retry, 0.0)
 

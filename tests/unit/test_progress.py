@@ -18,15 +18,20 @@ NEVER: Final = Failed("5.1.1", "no such user")
 _indexes = st.lists(st.integers(0, 3), max_size=4).map(tuple)
 _outcomes: st.SearchStrategy[Outcome] = st.sampled_from([SENT, LATER, NEVER])
 _events: st.SearchStrategy[Event] = st.one_of(
-    st.builds(Attempt, st.just(1.0), st.lists(st.tuples(st.integers(0, 3), _outcomes), max_size=4).map(tuple)),
+    st.builds(
+        Attempt,
+        st.just(1.0),
+        st.lists(st.tuples(st.integers(0, 3), _outcomes), max_size=4).map(tuple),
+        st.sampled_from(["mx", ""]),
+    ),
     st.builds(Doubt, st.just(1.0), _indexes, st.just("mx")),
     st.builds(Reported, st.just(1.0), _indexes, st.just("id")),
 )
 
 
 def attempt(*outcomes: tuple[int, Outcome]) -> Attempt:
-    """An attempt with these outcomes."""
-    return Attempt(1.0, outcomes)
+    """An attempt at a host with these outcomes."""
+    return Attempt(1.0, outcomes, "mx.example.net")
 
 
 def test_without_events_nobody_was_tried() -> None:
@@ -106,5 +111,6 @@ def test_states_tell_what_the_events_say(events: list[Event]) -> None:
             elif isinstance(event, Attempt):
                 for place, result in event.outcomes:
                     if place == index and not (reported or isinstance(outcome, Delivered)):
-                        outcome, doubt = result, ""
+                        kept = event.host == "" and isinstance(result, Deferred)
+                        outcome, doubt = result, doubt if kept else ""
         assert (state.outcome, state.reported, state.doubt) == (outcome, reported, doubt)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from mtad.config import Retry
 from mtad.desk import JobView, MessageView
 from mtad.outcome import Attempt, Deferred
-from mtad.progress import REPORT, Doubt
+from mtad.progress import CUT, REPORT, Doubt, Event, Named
 from mtad.queue_causes import CauseName
 from mtad.queue_deferrals import causes
 from tests.unit.queue_aid import (
@@ -73,6 +73,46 @@ def test_in_doubt_about_a_report() -> None:
     assert cause.text == (
         "In doubt: a process died while it told the sender that this failed. The sender is told again in 5 minutes."
     )
+
+
+def test_in_doubt_since_the_machine_stopped() -> None:
+    cause = only(facts(Doubt(NOW - 60, (0,), CUT)))
+    assert cause.text == (
+        "In doubt: somebody may have it already, for the machine stopped while it was here. It is sent again in 5 minutes."
+    )
+
+
+def test_held_in_doubt() -> None:
+    history: list[Event] = [Doubt(NOW - 60, (0,), "mx.y.test"), Named(NOW - 50, (0,), hold=True)]
+    cause = only(facts(*history, queue="hold", view=None))
+    text = (
+        "In doubt, and held: mx.y.test may have it already, for a process of ours died before the answer. It is not sent "
+        "again before somebody releases it."
+    )
+    check(cause, "held", text, f"mtaq release {ID}", f"mtaq delete {ID}")
+    assert (cause.since, cause.next_attempt) == (NOW - 50, 0)
+
+
+@pytest.mark.parametrize("more", [{}, in_hand(), {"scheduler": "down"}])
+def test_one_of_several_held_in_doubt(more: dict[str, Any]) -> None:
+    history: list[Event] = [Doubt(NOW - 60, (0,), "local"), Named(NOW - 50, (0,), hold=True)]
+    held, other = causes(facts(*history, recipients=["b@y.test", "c@y.test"], **more))
+    assert held.cause == "held"
+    assert held.text.endswith(" It is not sent again before somebody releases it. The other recipients go on.")
+    assert commands(held) == [f"mtaq release {ID}"]
+    assert "oubt" not in other.text
+
+
+def test_a_doubt_is_told_whatever_is_in_the_way() -> None:
+    doubt, named = Doubt(NOW - 60, (0,), "mx.y.test"), Named(NOW - 50, (0,))
+    tail = " In doubt: mx.y.test may have it already."
+    assert only(facts(doubt, named, **in_hand(waits()))).text.endswith(tail)
+    assert only(facts(doubt, scheduler="down")).text == f"mtad is not running, so nothing is delivered.{tail}"
+    delivering = JobView((0,), LANE, "delivering", NOW - 30, pid=7)
+    assert only(facts(doubt, named, **in_hand(delivering))).text.endswith(tail)
+    assert "oubt" not in only(facts(doubt, **in_hand(delivering))).text, "the usual one, between final dot and reply"
+    told = only(facts(tried(GONE), Doubt(NOW - 60, (0,), REPORT), scheduler="down"))
+    assert told.text.endswith(" In doubt: its sender may have been told already.")
 
 
 def test_expired() -> None:

@@ -126,6 +126,29 @@ def test_a_torn_event_spoils_neither_the_one_before_nor_the_one_after(events: li
     assert queue_file.parse_events(crashed + queue_file.encode_event(after), 5) == [*before, after]
 
 
+@given(st.lists(_events, min_size=2, max_size=4), st.data())
+def test_nuls_that_a_power_cut_left_spoil_no_other_event(events: list[Event], data: st.DataObject) -> None:
+    # The file has its new length, but what was appended last was never flushed: it reads as NUL, from any octet on, to its
+    # end or, where the disk wrote what came later, to the end of a sector.
+    *before, torn, after = events
+    start = b"".join(map(queue_file.encode_event, before))
+    encoded = queue_file.encode_event(torn)
+    cut = data.draw(st.integers(0, len(encoded) - 2))
+    end = data.draw(st.one_of(st.just(len(encoded)), st.integers(cut + 1, len(encoded))))
+    crashed = start + encoded[:cut] + bytes(end - cut) + encoded[end:]
+    offset = -len(start + encoded[:end]) % 512
+    assert queue_file.parse_events(crashed, 5, offset) == before
+    assert queue_file.parse_events(crashed + queue_file.encode_event(after), 5, offset) == [*before, after]
+    assert queue_file.parse_events(start + bytes(9), 5, 77) == before
+
+
+def test_a_nul_elsewhere_is_damage() -> None:
+    data = bytearray(queue_file.encode_event(EVENTS[0]))
+    data[30] = 0
+    with pytest.raises(QueueFileDamaged, match="NUL"):
+        queue_file.parse_events(bytes(data), 2, 1)
+
+
 @given(st.binary(max_size=400))
 @settings(max_examples=300)
 def test_octets_that_are_no_queue_file_are_refused(data: bytes) -> None:
@@ -174,8 +197,14 @@ def test_promise_6_zeroes_where_data_should_be_are_never_read_as_a_message(small
     for start in range(0, size - 16, 7):
         os.pwrite(small.fd, small.data, 0)
         os.pwrite(small.fd, bytes(16), start)
-        with pytest.raises((QueueFileDamaged, QueueFileUnfinished)):
-            small.read()
+        try:
+            found = small.read()
+        except (QueueFileDamaged, QueueFileUnfinished):
+            continue
+        # Behind the content it may be an event that was never flushed: as if it had not been written.
+        assert start + 16 > small.data.index(CONTENT) + len(CONTENT)
+        assert found[:2] == expected[:2]
+        assert found[2] in [expected[2][:index] + expected[2][index + 1 :] for index in range(len(expected[2]))]
     os.pwrite(small.fd, small.data, 0)
     assert small.read() == expected
 
@@ -216,7 +245,7 @@ def test_an_event_for_a_recipient_that_is_not_there_is_damage(event: Event) -> N
         queue_file.parse_events(queue_file.encode_event(event), 2)
 
 
-@pytest.mark.parametrize("line", [b"hello", b"0000000g", b"00000001 00000000x", b"00000001-00000000 {}", b"\0\0\0\0"])
+@pytest.mark.parametrize("line", [b"hello", b"0000000g", b"00000001 00000000x", b"00000001-00000000 {}", b"\0\0\0\0x"])
 def test_what_is_no_event_is_damage(line: bytes) -> None:
     with pytest.raises(QueueFileDamaged):
         queue_file.parse_events(b"\n" + line + b"\n", 2)
@@ -282,5 +311,6 @@ def test_promise_7_what_is_written_today_is_still_version_1(name: str, tmp_path:
 
 
 def test_promise_7_the_golden_files_show_what_can_be_in_a_file() -> None:
-    plain = {"plain", "many_events", "torn_tail", "doubt", "non_ascii", "recipients_1000", "big", "unfinished"}
+    later = {"orders", "reports", "held_in_doubt", "released_in_doubt", "named_in_doubt"}
+    plain = later | {"plain", "many_events", "torn_tail", "doubt", "non_ascii", "recipients_1000", "big", "unfinished"}
     assert plain <= {Path(name).name for name in NAMES if name.startswith("v1/")}

@@ -19,6 +19,7 @@ from mtad.cli.queue_orders import Giver, execute
 from mtad.desk import DESK_SOCKET, Answer, Order, Ordered, OrderName, Refused, encoder, question_decoder
 from mtad.errors import MtadError
 from mtad.net.desk import Desk
+from mtad.progress import Doubt, Named
 from mtad.spool import orders
 from mtad.spool.queues import SCHEDULER_LOCK as LOCK
 from mtad.spool.queues import Queue, Spool
@@ -151,6 +152,18 @@ def test_filters_choose_only_what_an_order_is_for(stock: Stock) -> None:
     assert stock.json("release", "--all")["done"] == [notice]
     assert set(stock.json("delete", "--all")["done"]) == {held, deferred, notice}
     assert stock.run("delete", "--all").stdout == "no messages\n"
+
+
+def test_a_release_of_all_finds_those_that_are_held_in_doubt(stock: Stock) -> None:
+    held, partly, other = stock.put(queue=Queue.HOLD), stock.put(), stock.put()
+    for event in (Doubt(1.0, (0,), "mx"), Named(2.0, (0,), hold=True)):
+        stock.spool.append(Queue.DEFERRED, partly, event)
+    assert stock.json("release", partly, other, code=1)["refused"] == {other: "it is not on hold"}
+    assert not stock.spool.load(Queue.DEFERRED, partly).states[0].held
+    stock.spool.append(Queue.DEFERRED, partly, Doubt(3.0, (0,), "mx"))
+    stock.spool.append(Queue.DEFERRED, partly, Named(4.0, (0,), hold=True))
+    assert set(stock.json("release", "--all")["done"]) == {held, partly}
+    assert stock.json("release", "--all")["done"] == []
 
 
 def test_ids_with_filters_are_those_that_fit(stock: Stock) -> None:

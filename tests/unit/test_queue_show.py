@@ -16,7 +16,7 @@ from mtad.cli.queue_facts import Site
 from mtad.cli.queue_show import standing
 from mtad.envelope import Recipient
 from mtad.outcome import Attempt, Deferred, Delivered, Failed
-from mtad.progress import REPORT, Doubt, Instructed, RecipientState, Reported
+from mtad.progress import CUT, REPORT, Doubt, Event, Instructed, Named, RecipientState, Reported
 from mtad.spool.queues import Queue
 from tests.unit.queue_aid import GONE, HOUR, LATER, SENT, Stock
 
@@ -129,10 +129,35 @@ def test_recipients_with_the_same_history_are_shown_together(stock: Stock) -> No
         (RecipientState(SENT, announced=True), "delivered, and its sender was told so"),
         (RecipientState(doubt="mx.y.test"), "not tried yet; in doubt: mx.y.test may have it"),
         (RecipientState(GONE, doubt=REPORT), "failed; in doubt: a report may have gone out"),
+        (RecipientState(doubt=CUT), "not tried yet; in doubt: somebody may have it"),
+        (
+            RecipientState(doubt="mx", held=True),
+            "not tried yet; in doubt: mx may have it, and held until somebody releases it",
+        ),
     ],
 )
 def test_where_a_recipient_stands(state: RecipientState, words: str) -> None:
     assert standing(state) == words
+
+
+def test_doubts_are_part_of_the_story(stock: Stock) -> None:
+    doubts: list[Event] = [
+        Doubt(1.0, (0,), "mx.y.test"),
+        Named(2.0, (0,), hold=True),
+        Doubt(1.0, (1,), CUT),
+        Named(2.0, (1,)),
+    ]
+    queue_id = stock.put(Queue.DEFERRED, ["b@y.test", "c@y.test"], *doubts)
+    printed = " ".join(stock.run("show", queue_id).stdout.split())
+    for words in (
+        "about to be sent to mx.y.test",
+        "no answer was written down: in doubt, and held",
+        "the machine has stopped, and with it went what was written last",
+        "no answer was written down: in doubt, and to be done again",
+    ):
+        assert words in printed
+    [row] = stock.json("show", queue_id)
+    assert [(one["doubt"], one["held"]) for one in row["recipients"]] == [("mx.y.test", True), (CUT, False)]
 
 
 def test_what_the_sender_asked_for(stock: Stock) -> None:

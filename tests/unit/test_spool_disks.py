@@ -11,6 +11,7 @@ from typing import Final
 
 import pytest
 
+from mtad.spool.leftovers import LEFTOVERS
 from mtad.spool.queues import Queue, Spool
 from tests.unit.spool_aid import CONTENT, envelope, needs_root, read
 
@@ -105,6 +106,7 @@ def test_promise_1_what_was_acknowledged_survives_a_power_cut(tmp_path: Path) ->
             os.close(fd)
         with pytest.raises(OSError, match=r"."):
             half.commit()
+        LEFTOVERS.abandon()  # the process is gone with the power
         spool.close()
         subprocess.run(["umount", str(disk.place)], check=True)
         disk.mount()

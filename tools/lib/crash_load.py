@@ -116,7 +116,7 @@ class Client(threading.Thread):
     def __init__(
         self,
         number: int,
-        seed: int,
+        seed: int | str,
         ledger: Ledger,
         address: Callable[[], tuple[str, int]],
         stop: threading.Event,

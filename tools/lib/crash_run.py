@@ -22,11 +22,10 @@ from typing import Final, Literal
 
 import msgspec
 
-from tests.peers.dns import DnsServer
-from tests.peers.mx import Mx, Script, free_port
 from tests.site import Site
-from tools.lib.crash_finds import at_exchanger, in_maildirs, in_spool
-from tools.lib.crash_load import DOMAIN, MOODY, SENDERS, STEADY, USERS, Client, Ledger, Moods
+from tools.lib.crash_finds import in_maildirs, in_spool
+from tools.lib.crash_load import USERS, Client, Ledger
+from tools.lib.crash_peers import peers
 from tools.lib.crash_verdict import Verdict, doubts, judge
 
 Role = Literal["master", "scheduler", "listener", "delivery"]
@@ -38,9 +37,6 @@ _WEIGHTS: Final[dict[Role, int]] = {"master": 2, "scheduler": 3, "listener": 3, 
 _LONGEST_WAIT: Final = 0.8
 #: Seconds within which the queue must be empty after the kills, but for what stays.
 DRAIN_TIMEOUT: Final = 60.0
-
-_STEADY_ADDRESS: Final = "127.0.0.21"
-_MOODY_ADDRESS: Final = "127.0.0.22"
 
 
 class Kill(msgspec.Struct, frozen=True):
@@ -91,19 +87,8 @@ class CrashTest:
         Raises:
             AssertionError: the server does not start or does not stop.
         """
-        port = free_port([_STEADY_ADDRESS, _MOODY_ADDRESS])
-        zones = {
-            STEADY: {"MX": ["10 mx.steady.test."]},
-            "mx.steady.test": {"A": [_STEADY_ADDRESS]},
-            MOODY: {"MX": ["10 mx.moody.test."]},
-            "mx.moody.test": {"A": [_MOODY_ADDRESS]},
-        }
-        with (
-            DnsServer(zones) as dns,
-            Mx(_STEADY_ADDRESS, port) as steady,
-            Mx(_MOODY_ADDRESS, port, Script(rcpt=Moods())) as moody,
-        ):
-            site = self._site(dns.address, port)
+        with peers() as world:
+            site = world.site(self._root / "site")
             ledger = Ledger(self._root / "ledger")
             try:
                 site.start()
@@ -118,19 +103,8 @@ class CrashTest:
                 if site.process is not None:
                     site.stop()
             self._spoil(site)
-            copies = [*in_maildirs(site.mail_root), *in_spool(site.spool_path)]
-            copies += [copy for exchanger in (steady, moody) for copy in at_exchanger(exchanger.messages)]
+            copies = [*in_maildirs(site.mail_root), *in_spool(site.spool_path), *world.copies()]
             return judge(ledger.messages(), copies, doubts(site.log()), stuck)
-
-    def _site(self, dns: str, port: int) -> Site:
-        return Site(
-            self._root / "site",
-            dns=dns,
-            port=port,
-            users=(*USERS, *SENDERS),
-            retry={"minimum": "1s", "destination_pause": "1s"},
-            local={"domains": [DOMAIN]},
-        )
 
     @contextmanager
     def _load(self, site: Site, ledger: Ledger) -> Iterator[None]:

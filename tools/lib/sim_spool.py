@@ -25,6 +25,8 @@ class Entry(msgspec.Struct):
     when: float = 0.0
     events: tuple[Event, ...] = ()
     """None is kept."""
+    cut: bool = False
+    """No power cut has taken anything."""
 
     @property
     def envelope(self) -> Envelope:

@@ -1,0 +1,44 @@
+"""The sweep ``disk`` in its short form, and that it would notice a server whose disk never says no."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.procs import needs_root
+from tools.lib.sweep_disk import TROUBLES, DiskSweep
+from tools.lib.sweeps import Unavailable
+
+EATMYDATA = Path("/usr/lib/x86_64-linux-gnu/libeatmydata.so")
+
+
+def sweep(tmp_path: Path, *rounds: str, preload: str = "") -> DiskSweep:
+    """Run it, or skip the test."""
+    sweep = DiskSweep(tmp_path, 5, rounds, lambda _: None, hang=1.0, lasts=0.3, preload=preload)
+    try:
+        sweep.run()
+    except Unavailable as lack:
+        pytest.skip(str(lack))
+    return sweep
+
+
+@needs_root
+@pytest.mark.parametrize("rounds", [list(TROUBLES)[:3], list(TROUBLES)[3:]], ids=", ".join)
+def test_a_disk_in_trouble(tmp_path: Path, rounds: list[str]) -> None:
+    done = sweep(tmp_path, *rounds)
+    assert done.faults == []
+    assert done.verdict is not None
+    assert done.verdict.messages >= 15
+    for name, tally in done.tallies.items():
+        assert tally.codes[452] + tally.codes[451] + tally.codes[250] > 0, name
+        assert name in ("hung", "inodes gone") or tally.codes[452] + tally.codes[451] >= 10, name
+
+
+@needs_root
+@pytest.mark.skipif(not EATMYDATA.exists(), reason="libeatmydata is not installed")
+def test_a_server_that_flushes_nothing_is_noticed(tmp_path: Path) -> None:
+    """With libeatmydata no fsync reaches the disk, and so none fails: a 250 is said that nothing stands behind."""
+    assert any(
+        fault.startswith("fsync fails: 250 ") for fault in sweep(tmp_path, "fsync fails", preload=str(EATMYDATA)).faults
+    )

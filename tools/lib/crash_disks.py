@@ -1,0 +1,119 @@
+"""File systems in files, on which a power cut can be made: what was not flushed before it is gone after it.
+
+    with Disk(directory / "spool", "ext4") as disk:
+        disk.format()
+        disk.mount()
+        ...
+        disk.cut()      # every call on it fails from now on, with EIO
+        disk.unmount()
+        disk.mount()    # what was on stable storage, and nothing else
+
+The cut is the kernel's own "shutdown" ioctl, with the flag that keeps the log from being flushed; it is the same number for
+ext4 and XFS. Whoever uses the file system must have ended before `unmount`.
+
+Errors: AssertionError, with what the program said, when mkfs, mount or umount fails. `lack` says beforehand why they would.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal, Self
+
+Kind = Literal["ext4", "xfs"]
+
+#: EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN (fs/ext4/ext4.h, fs/xfs/libxfs/xfs_fs.h): _IOR('X', 125, __u32).
+_SHUTDOWN: Final = 0x8004587D
+#: Neither data nor log are flushed.
+_NO_LOG_FLUSH: Final = 2
+
+#: Octets. XFS makes none below 300 MB. The file has holes where nothing is written.
+_SIZE: Final = 512 * 2**20
+#: Seconds for processes that were killed to end.
+_PATIENCE: Final = 20.0
+_MKFS: Final[dict[Kind, tuple[str, ...]]] = {
+    "ext4": ("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1,lazy_journal_init=1"),
+    "xfs": ("mkfs.xfs", "-q", "-f"),
+}
+
+
+def lack(kind: Kind = "ext4") -> str:
+    """Why this machine cannot do it; "" when nothing is known to be missing."""
+    if os.geteuid() != 0:
+        return "only root can mount file systems"
+    return "" if shutil.which(_MKFS[kind][0]) else f"{_MKFS[kind][0]} is not installed"
+
+
+class Disk:
+    """One file system in a file; a context manager that unmounts it."""
+
+    def __init__(self, directory: Path, kind: Kind) -> None:
+        """``directory`` is made: it holds the image, and ``at``, where it is mounted. Nothing is mounted yet."""
+        self.kind = kind
+        self.image = directory / "image"
+        self.path = directory / "at"
+        self._mounted = False
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def format(self) -> None:
+        """Make an empty file system."""
+        with self.image.open("wb") as file:
+            file.truncate(_SIZE)
+        command(*_MKFS[self.kind], str(self.image))
+
+    def mount(self) -> None:
+        """Mount it, with what its log brings back."""
+        command("mount", "-t", self.kind, "-o", "loop", str(self.image), str(self.path))
+        self._mounted = True
+
+    def cut(self) -> None:
+        """Cut its power."""
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(fd, _SHUTDOWN, _NO_LOG_FLUSH.to_bytes(4, sys.byteorder))
+        finally:
+            os.close(fd)
+
+    def unmount(self) -> None:
+        """Unmount it; see the function."""
+        unmount(self.path)
+        self._mounted = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._mounted:  # also when somebody has it open still, after a failure
+            subprocess.run(["umount", "--lazy", str(self.path)], check=False, timeout=60)
+
+
+def command(*words: str) -> None:
+    """Run a program.
+
+    Raises:
+        AssertionError: it failed; with what it said.
+    """
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr.strip() or done.returncode}"
+
+
+def unmount(path: Path) -> None:
+    """Unmount what is there, as soon as the last thread of a process that was killed has let go of it.
+
+    Raises:
+        AssertionError: that is not within `_PATIENCE` seconds, or something else is in the way.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return command("umount", str(path))
+        except AssertionError as fault:
+            if "busy" not in str(fault) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)

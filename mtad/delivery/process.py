@@ -197,6 +197,9 @@ class Worker:
         except Exception as bug:
             if isinstance(bug, _Unnoted):
                 deferred = Deferred("4.3.0", "not sent: the spool does not take that it is about to be")
+            elif isinstance(bug, OSError):  # what a transport asks of the world it answers for: this was the queue file
+                log.warning(f"cannot read the queue file: {bug}", job.queue_id)
+                deferred = Deferred("4.3.0", f"queue file: {bug.strerror or bug}")
             else:
                 log.panic("delivery failed in a way that nobody thought of", bug, job.queue_id)
                 deferred = Deferred("4.3.0", f"internal error: {type(bug).__name__}")

@@ -1,7 +1,7 @@
 """Much, endlessly, slowly, or all at once: S-PA6, S-PA7, S-PA10, S-PA14, S-PA15 and S-PA16 of the attacks.
 
 Limits are small, so that what takes minutes on the internet takes a moment here. Memory and processor time are those of the
-server's processes. What is cut off is cut off by a deadline; a least rate of octets within a deadline is not demanded.
+server's processes. What is cut off here is cut off by a deadline; the least rate of content is in test_floods.
 """
 
 from __future__ import annotations

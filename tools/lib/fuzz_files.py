@@ -127,8 +127,9 @@ def users(data: bytes) -> Iterable[Hashable]:
 
 def _problems(error: ConfigError, data: bytes) -> set[Hashable]:
     require(len(error.problems) > 0, "an error without a problem")
+    last = data.count(b"\n") + 1
     for problem in error.problems:
-        require(problem.line is None or 0 < problem.line <= data.count(b"\n") + 1, "a line that does not exist")
+        require(problem.line is None or 0 < problem.line <= last, "a line that does not exist")
     return {re.sub(r"['\"`0-9].*", "", problem.message)[:30] for problem in error.problems}
 
 

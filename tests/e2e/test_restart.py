@@ -107,7 +107,7 @@ def test_a_stop_does_not_wait_for_ever_and_says_what_is_in_doubt(tmp_path: Path)
 def test_a_reload_lets_a_long_delivery_finish_and_nothing_is_sent_twice(tmp_path: Path) -> None:
     """`mtad reload`: new workers with the new configuration, old ones drain"""
     with World(tmp_path, processes={"stop_timeout": "200ms"}) as world:
-        slow = world.mx(Script(dot=Say("250 2.0.0 at last", delay=1.5)))
+        slow = world.mx(Script(dot=Say("250 2.0.0 at last", delay=5.0)))
         quick = world.mx()
         queue_id = world.send(f"b@{world.domain(slow)}")
         slow.await_command("DATA")

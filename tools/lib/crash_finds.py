@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import email
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
 from mtad.errors import QueueFileDamaged, QueueFileUnfinished
 from mtad.spool.queues import LIVE, Queue, Spool
 from tests.peers.mx import Transaction
 from tools.lib.crash_verdict import Copy, Place, identify
+
+_DELIVERED_TO: Final = re.compile(rb"^Delivered-To: ([^\r\n]+)", re.M)
 
 
 def in_maildirs(mail_root: Path) -> Iterator[Copy]:
@@ -21,11 +26,12 @@ def in_maildirs(mail_root: Path) -> Iterator[Copy]:
             yield from in_report(content, str(path))
         else:
             name, digest, queue_id = known
-            recipient = email.message_from_bytes(content)["Delivered-To"]
-            yield Copy(name, str(recipient), "maildir", digest, queue_id)
+            recipient = _DELIVERED_TO.search(content)
+            yield Copy(name, recipient[1].decode() if recipient else "", "maildir", digest, queue_id)
 
 
-def in_report(content: bytes, where: str) -> list[Copy]:
+@lru_cache(maxsize=4096)  # a sweep looks at the same reports in state after state
+def in_report(content: bytes, where: str) -> Sequence[Copy]:
     """The recipients whose failure a report tells; one copy of nobody's message when it is no report."""
     name, queue_id, recipients = "", "", []
     report = email.message_from_bytes(content)

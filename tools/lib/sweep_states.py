@@ -39,14 +39,12 @@ from tools.lib.sweep_power import Figures, end, libeatmydata, load, start, weigh
 from tools.lib.sweeps import Cell, Say, SweepOptions, SweepResult, Unavailable, bar
 
 #: Seconds of load that are recorded.
-_LOAD: Final = 4.0
+_LOAD: Final = 1.5
 _CLIENTS: Final = 4
 #: Messages that an administrator deletes.
 _DELETED: Final = 6
-#: On one state of so many the server is started.
-_STARTED: Final = 40
 #: States to make from one record.
-_PER_RECORD: Final = 1_000
+_PER_RECORD: Final = 500
 #: States of the control.
 _CONTROL: Final = 10
 #: Where the images of the states are: they are flushed when they are unmounted, which no disk should have to do.
@@ -168,11 +166,12 @@ class _Recording:
 
 
 def play(
-    root: Path, seed: str, states: int, *, preload: str = "", started: int = _STARTED, seconds: float = _LOAD
+    root: Path, seed: str, states: int, *, preload: str = "", started: int = 1, seconds: float = _LOAD
 ) -> tuple[dict[str, Cell], list[str]]:
     """Make one record, of so many seconds of load, and so many states of it.
 
-    On every ``started``-th state the server is started. ``preload`` is a library for its processes while it is recorded.
+    On every ``started``-th state the server is started; the others are looked at as they are. ``preload`` is a library for its
+    processes while it is recorded.
 
     Returns:
         the figures, and the faults.
@@ -191,28 +190,29 @@ def play(
             position = recording.replay.position(place)
             with _mounted(recording.replay.state(place, chance), memory / "image", recording.disk.path):
                 try:
-                    found = [recording.look(position)]
-                    if number % started == 0:
+                    if number % started:
+                        figures = recording.look(position)
+                    else:
                         starts += 1
-                        found.append(recording.drain(position))
+                        figures = recording.drain(position)
                 except (AssertionError, MtadError, OSError) as fault:
                     end(recording.site)
                     faults.append(f"{root}, state after record {place}: {type(fault).__name__}: {fault}")
                     continue
-            results += found
-            faults += [f"{root}, state after record {place}: {told}" for one in found for told in one.faults[:_TOLD]]
+            results.append(figures)
+            faults += [f"{root}, state after record {place}: {told}" for told in figures.faults[:_TOLD]]
     records = recording.replay.records
-    figures: dict[str, Cell] = {
+    row: dict[str, Cell] = {
         "acknowledged": len(recording.ledger.acknowledged_at),
         "writes": sum(not record.flush for record in records),
         "flushes": sum(record.flush for record in records),
         "states": states,
         "started": starts,
-        "lost": sum(figures.lost for figures in results),
-        "torn": sum(figures.torn for figures in results),
-        "half, no 250": sum(figures.half for figures in results),
+        "lost": sum(one.lost for one in results),
+        "torn": sum(one.torn for one in results),
+        "half, no 250": sum(one.half for one in results),
     }
-    return figures, faults
+    return row, faults
 
 
 @contextmanager

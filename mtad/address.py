@@ -14,10 +14,9 @@ from typing import Final
 import msgspec
 
 # RFC 5321 section 4.1.2: Dot-string = Atom *("." Atom); atext from RFC 5322 section 3.2.3, and UTF8-non-ascii (RFC 6531).
-_DOT_STRING: Final = re.compile(
-    r"[A-Za-z0-9!#$%&'*+\-/=?^_`{|}~\u0080-\U0010ffff]+"
-    r"(?:\.[A-Za-z0-9!#$%&'*+\-/=?^_`{|}~\u0080-\U0010ffff]+)*"
-)
+# Written as what is no part of it: a range up to the last character of Unicode takes milliseconds to compile.
+_ATOM: Final = r'[^\x00- "(),.:;<>@\[\\\]\x7f]+'
+_DOT_STRING: Final = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
 
 
 class Address(msgspec.Struct, frozen=True):

@@ -88,18 +88,31 @@ class Worker:
         self._threads = 0
         self._idle = 0
         self._ended = threading.Event()
+        self._starved = False
 
     def run(self) -> None:
         """Serve until the scheduler closes the channel and the last job is done."""
-        self._add_thread()
         shown = time.monotonic()
-        while not self._ended.wait(min(_TICK, HEARTBEAT)):
+        while self._has_thread() and not self._ended.wait(min(_TICK, HEARTBEAT)):
             self._smtp.expire()
             now = time.monotonic()
             if now - shown >= HEARTBEAT:
                 shown = now
                 self._show_life()
         self._smtp.close()
+
+    def _has_thread(self) -> bool:
+        """Start the first thread. Where there is none to be had jobs wait for it; False when nobody waits for them."""
+        if self._threads or self._ended.is_set():
+            return True
+        try:
+            self._add_thread()
+        except RuntimeError as fault:
+            if not self._starved:
+                log.warning(f"no thread for deliveries, they wait: {fault}")
+            self._starved = True
+            return not self._abandoned()
+        return True
 
     def _show_life(self) -> None:
         self._send(sign_of_life(self._watchdog.look()))

@@ -156,7 +156,7 @@ class ListenerProcess:
             refusal = self._too_many
         elif self._occupancy.of_client(slot) > self._limits.connections_per_client:
             refusal = reply(421, "4.7.0", f"{self._too_many.lines[0]} from {connection.address}")
-        elif lack := self._room.lack(len(self._visits), time.monotonic()):
+        elif lack := self._room.lack(len(self._visits), time.monotonic(), inherits=self._threads.idle):
             self._complain(f"new sessions are refused: {lack}")
             refusal = _NO_ROOM
         client = Client(connection.address)

@@ -56,13 +56,16 @@ class Room:
         self._looks = 0
         self._short = False
 
-    def lack(self, sessions: int, now: float) -> str:
+    def lack(self, sessions: int, now: float, *, inherits: bool = False) -> str:
         """What there is too little of for one session more than ``sessions``, in words for the log; "" when there is room.
 
-        ``now`` is in seconds, of any clock that never goes back.
+        ``now`` is in seconds, of any clock that never goes back. ``inherits``: there is a thread of an earlier session for
+        it. What that one needed the process has still, and would keep from everybody as long as the thread waits.
         """
         if sessions >= self._sessions:
             return "too few descriptors"
+        if inherits:
+            return ""
         self._looks += 1
         if now >= self._next_look or self._looks >= _SESSIONS:
             self._next_look = now + _SECONDS

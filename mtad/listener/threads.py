@@ -30,6 +30,11 @@ class SessionThreads(Generic[T]):
         self._idle = 0
         self._handover: SimpleQueue[T] = SimpleQueue()
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is a thread that waits for work."""
+        return self._idle > 0
+
     def start(self, what: T) -> None:
         """Have ``work`` done on this, now.
 

@@ -49,10 +49,10 @@ MAX_LABEL: Final = 63
 
 
 def _and_utf8(characters: str) -> str:
-    """A class of these characters of US-ASCII, and of UTF8-non-ascii (RFC 6532) less the C1 controls and the no-break space.
+    """A class of these characters of US-ASCII, and of UTF8-non-ascii (RFC 6532) less C1 controls and the no-break space.
 
-    What does not print is sorted out afterwards. The class is written as what is not in it: a range up to the last character
-    of Unicode takes milliseconds to compile, and every command of ours would spend half of its start on that.
+    What does not print is sorted out afterwards. The class is written as what is not in it: a range up to the last
+    character of Unicode takes milliseconds to compile, and every command of ours would spend half of its start on that.
     """
     known = re.compile(f"[{characters}]")
     return "[^" + "".join(rf"\x{code:02x}" for code in range(0xA1) if not known.match(chr(code))) + "]"

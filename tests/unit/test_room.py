@@ -55,6 +55,12 @@ def test_where_the_kernel_says_nothing_there_is_room(tmp_path: Path) -> None:
     assert Room(tmp_path).lack(5, 0.0) == ""
 
 
+def test_who_comes_to_a_thread_that_there_is_needs_no_more_memory(tmp_path: Path) -> None:
+    room = Room(Machine(tmp_path, available=RESERVE - 1024).root)
+    assert room.lack(0, 0.0, inherits=True) == ""
+    assert room.lack(0, 0.0) == FULL
+
+
 def test_a_machine_without_memory(tmp_path: Path) -> None:
     assert Machine(tmp_path, available=RESERVE).lack() == ""
     assert Machine(tmp_path, available=RESERVE - 1024).lack() == FULL

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from mtad.delivery import process as delivery
+from mtad.listener import process as listener
+from mtad.listener.room import Room
 from mtad.outcome import Attempt
 from mtad.progress import Doubt, Reported
 from mtad.scheduler import moves
@@ -65,7 +67,24 @@ def _note_no_doubt(message: OpenMessage, *events: Attempt | Doubt | Reported, du
     return not kept or _note(message, *kept, durable=durable)
 
 
-BREAKS: Final[dict[str, Callable[[], None]]] = {"late": _break_late, "yes": _break_yes, "forget": _break_forget}
+def _break_crowd() -> None:
+    """There is always room for one more."""
+    Room.lack = lambda *_, **__: ""  # type: ignore[method-assign]
+
+
+def _break_spin() -> None:
+    """And where there is not, it is tried again at once."""
+    _break_crowd()
+    listener._OUT_OF_RESOURCES = 0.0  # type: ignore[misc]
+
+
+BREAKS: Final[dict[str, Callable[[], None]]] = {
+    "late": _break_late,
+    "yes": _break_yes,
+    "forget": _break_forget,
+    "crowd": _break_crowd,
+    "spin": _break_spin,
+}
 
 
 def main(arguments: list[str]) -> None:

@@ -56,14 +56,16 @@ class Sweep(msgspec.Struct, frozen=True):
 #: All of them, in the order of ``tools/crashtest all``.
 SWEEPS: Final[Mapping[str, Sweep]] = {
     "power": Sweep("power cuts at random moments under load, on file systems of its own", 100, "cuts"),
-    "states": Sweep("each write to the disk recorded, and power cuts at any of them made real", 2_000, "states"),
+    "states": Sweep("each write to the disk recorded, and power cuts at any of them made real", 5_000, "states"),
     "calls": Sweep("SIGKILL before the Nth durable system call, in each kind of process", 10_000, "calls"),
     "errors": Sweep("an error at the Nth system call, in each kind of process", 700, "errors"),
     "disk": Sweep("a disk that is full, read-only, failing or hung for a while, and is healed", 36, "rounds"),
+    "limits": Sweep("memory, processes or descriptors are used up, under load", 35, "rounds"),
     "files": Sweep("whatever may lie in a queue, before a real scheduler", 10_000, "files"),
     "floods": Sweep("very many clients, and slow, deaf, hasty and tedious ones", 10_000, "idle sessions"),
     "reload": Sweep("SIGTERM and SIGHUP with a hundred transactions under way", 60, "rounds"),
     "clock": Sweep("the clock is set, while the server runs and while it is stopped", 24, "rounds"),
+    "soak": Sweep("all of that mixed, on one server that lives through it", 1_000, "seeds"),
 }
 
 

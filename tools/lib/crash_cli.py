@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tools.lib.crash_report import write
 from tools.lib.crash_run import CrashTest
 from tools.lib.crash_verdict import table
 from tools.lib.sweeps import SWEEPS, SweepOptions, Unavailable, markdown
@@ -40,6 +41,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--pause", type=float, default=0.03, help="mean seconds between two messages of a client (%(default)s)"
     )
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="the disk to use (%(default)s)")
+    parser.add_argument("--write", action="store_true", help="put the table of a sweep into docs/reliability.md")
     parser.add_argument("--keep", action="store_true", help="keep everything afterwards, also when all is well")
     parser.add_argument(
         "--break",
@@ -48,7 +50,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         default="",
         help="do this on purpose, to see that it is noticed",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if not options.sweep and (options.write or options.length is not None):
+        parser.error("--write and --length need a sweep")
+    return options
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -83,6 +88,8 @@ def _sweep(name: str, seed: int, options: argparse.Namespace) -> int:
     _say(markdown(result.rows))
     for line in result.faults:
         _say(f"FAULT: {line}")
+    if options.write:
+        write(name, seed, length, result)
     if result.faults or options.keep:
         _say(f"seed {seed}; everything is in {root}")
     else:

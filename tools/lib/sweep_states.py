@@ -51,6 +51,8 @@ _CONTROL: Final = 10
 _MEMORY: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None
 #: More transactions than an exchanger has open at a time.
 _OPEN: Final = 100
+#: The progress is told once for so many states.
+_TELL: Final = 50
 #: Faults of one state that are told.
 _TOLD: Final = 5
 
@@ -166,12 +168,19 @@ class _Recording:
 
 
 def play(
-    root: Path, seed: str, states: int, *, preload: str = "", started: int = 1, seconds: float = _LOAD
+    root: Path,
+    seed: str,
+    states: int,
+    *,
+    preload: str = "",
+    started: int = 1,
+    seconds: float = _LOAD,
+    tell: Callable[[int], None] = lambda _: None,
 ) -> tuple[dict[str, Cell], list[str]]:
     """Make one record, of so many seconds of load, and so many states of it.
 
-    On every ``started``-th state the server is started; the others are looked at as they are. ``preload`` is a library for its
-    processes while it is recorded.
+    On every ``started``-th state the server is started; the others are looked at as they are. ``preload`` is a library for
+    its processes while it is recorded. ``tell`` is told the number of each state that was tried.
 
     Returns:
         the figures, and the faults.
@@ -187,6 +196,7 @@ def play(
         recording = _Recording(stack, root, seed, preload, seconds)
         memory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mtad-state-", dir=_MEMORY)))
         for number, place in enumerate(recording.places(chance, states), 1):
+            tell(number)
             position = recording.replay.position(place)
             with _mounted(recording.replay.state(place, chance), memory / "image", recording.disk.path):
                 try:
@@ -232,9 +242,14 @@ def run(options: SweepOptions, say: Say) -> SweepResult:
     rows: list[dict[str, Cell]] = []
     faults: list[str] = []
     done = 0
+
+    def tell(number: int) -> None:
+        if number % _TELL == 0:
+            say(f"{bar(done + number, options.length)} states, {len(faults)} faults in earlier records")
+
     while done < options.length:
         states = min(_PER_RECORD, options.length - done)
-        figures, found = play(options.directory / f"{len(rows)}", f"{options.seed} {len(rows)}", states)
+        figures, found = play(options.directory / f"{len(rows)}", f"{options.seed} {len(rows)}", states, tell=tell)
         done += states
         rows.append({"record": f"{len(rows) + 1}", **figures})
         faults += found

@@ -26,7 +26,7 @@ from mtad.scheduler import process as scheduler
 from mtad.spool.message import IncomingFile, OpenMessage
 from mtad.spool.queues import Queue
 
-#: Seconds, instead of 10 and 5.
+#: Seconds, instead of 2 and 5.
 MOVES_PAUSE: Final = 0.3
 INCOMING_INTERVAL: Final = 0.3
 #: Seconds by which a commit comes too late, when that is what is broken.

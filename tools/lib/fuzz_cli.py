@@ -86,6 +86,7 @@ def fuzz(
     say(f"seed {seed}, {seconds:g} seconds")
     shares = sum(target.share for target in targets)
     found: list[Finding] = []
+    inputs = 0
     for target in targets:
         result = campaign(target, seconds * target.share / shares, seed)
         say(
@@ -95,6 +96,8 @@ def fuzz(
         for finding in result.findings:
             say(tell(finding, save(finding, folder)))
         found.extend(result.findings)
+        inputs += result.inputs
+    say(f"{inputs} inputs in all, {len(found)} findings")
     return found
 
 

@@ -10,16 +10,16 @@ import pytest
 
 from tools.lib.crash_blocks import Recorded, Replay, lack
 from tools.lib.sweep_power import libeatmydata
-from tools.lib.sweep_states import play
+from tools.lib.sweep_states import mounted, play
 
 needs_nbd = pytest.mark.skipif(bool(lack()), reason=lack() or "-")
 
 
 @needs_nbd
 def test_no_state_of_the_disk_has_lost_or_torn_a_message(tmp_path: Path) -> None:
-    figures, faults = play(tmp_path, "5", 12, started=12, seconds=0.7)
+    figures, faults = play(tmp_path, "5", 12, started=4, seconds=0.7)
     assert not faults
-    assert (figures["states"], figures["started"]) == (12, 1)
+    assert (figures["states"], figures["started"]) == (12, 3)
     assert int(figures["acknowledged"]) > 20
     assert int(figures["flushes"]) > 20
 
@@ -32,6 +32,19 @@ def test_without_a_flush_the_states_have_lost_mail(tmp_path: Path) -> None:
     figures, faults = play(tmp_path, "5", 3, preload=str(library), seconds=0.5)
     assert int(figures["lost"]) > 20
     assert faults
+
+
+@needs_nbd
+def test_a_superblock_that_is_torn_is_mended_as_at_a_boot(tmp_path: Path) -> None:
+    disk = Recorded(tmp_path)
+    with disk:
+        (disk.path / "file").write_text("here")
+    state = bytearray((tmp_path / "image").read_bytes())
+    for torn in (False, True):
+        state[1024 + 1020] ^= torn  # in its checksum
+        with mounted(state, tmp_path / "state", disk.path) as mended:
+            assert mended is torn
+            assert (disk.path / "file").read_text() == "here"
 
 
 def test_a_state_has_what_was_flushed_and_any_part_of_the_rest(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ The seed makes messages and places; the record differs from run to run.
 from __future__ import annotations
 
 import random
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -191,24 +192,27 @@ def play(
     chance = random.Random(seed)
     faults: list[str] = []
     results: list[Figures] = []
-    starts = 0
+    starts = repaired = 0
     with ExitStack() as stack:
         recording = _Recording(stack, root, seed, preload, seconds)
         memory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mtad-state-", dir=_MEMORY)))
         for number, place in enumerate(recording.places(chance, states), 1):
             tell(number)
             position = recording.replay.position(place)
-            with _mounted(recording.replay.state(place, chance), memory / "image", recording.disk.path):
-                try:
-                    if number % started:
-                        figures = recording.look(position)
-                    else:
-                        starts += 1
-                        figures = recording.drain(position)
-                except (AssertionError, MtadError, OSError) as fault:
-                    end(recording.site)
-                    faults.append(f"{root}, state after record {place}: {type(fault).__name__}: {fault}")
-                    continue
+            try:
+                with mounted(recording.replay.state(place, chance), memory / "image", recording.disk.path) as mended:
+                    repaired += mended
+                    try:
+                        if number % started:
+                            figures = recording.look(position)
+                        else:
+                            figures = recording.drain(position)
+                            starts += 1
+                    finally:
+                        end(recording.site)
+            except (AssertionError, MtadError, OSError) as fault:
+                faults.append(f"{root}, state after record {place}: {type(fault).__name__}: {fault}")
+                continue
             results.append(figures)
             faults += [f"{root}, state after record {place}: {told}" for told in figures.faults[:_TOLD]]
     records = recording.replay.records
@@ -218,6 +222,7 @@ def play(
         "flushes": sum(record.flush for record in records),
         "states": states,
         "started": starts,
+        "repaired by e2fsck": repaired,
         "lost": sum(one.lost for one in results),
         "torn": sum(one.torn for one in results),
         "half, no 250": sum(one.half for one in results),
@@ -226,11 +231,19 @@ def play(
 
 
 @contextmanager
-def _mounted(state: bytearray, image: Path, place: Path) -> Iterator[None]:
+def mounted(state: bytearray, image: Path, place: Path) -> Iterator[bool]:
+    """Mount it; whether it had to be repaired first, as at any boot: a superblock may be torn between its two sectors."""
     image.write_bytes(state)
-    command("mount", "-t", "ext4", "-o", "loop", str(image), str(place))
+    mount = ("mount", "-t", "ext4", "-o", "loop", str(image), str(place))
+    repaired = False
     try:
-        yield
+        command(*mount)
+    except AssertionError:
+        subprocess.run(["e2fsck", "-f", "-y", str(image)], check=False, timeout=60, capture_output=True)
+        command(*mount)
+        repaired = True
+    try:
+        yield repaired
     finally:
         unmount(place)
 

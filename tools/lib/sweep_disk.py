@@ -27,7 +27,6 @@ from typing import Final
 
 import msgspec
 
-from mtad.spool.queue_file import UNFINISHED
 from tests.peers.dns import DnsServer
 from tests.peers.mx import OK, Actions, Mx, Say, Script, free_port
 from tests.site import Site, await_value
@@ -36,13 +35,14 @@ from tools.lib.crash_finds import at_exchanger, in_maildirs, in_spool
 from tools.lib.crash_load import DOMAIN, MOODY, SENDERS, STEADY, USERS, Client, Ledger, Moods, compose
 from tools.lib.crash_run import drain
 from tools.lib.crash_verdict import Copy, Sent, Verdict, doubts, judge
+from tools.lib.disk_looks import arrived, lasting, older, transact
 from tools.lib.small_disk import SmallDisk
 from tools.lib.sweeps import Cell, SweepOptions, SweepResult, bar
 
 #: Seconds after the healing within which all is well again.
 HEALTHY: Final = 5.0
 #: Seconds that the disk hangs.
-HANG: Final = 10.0
+HANG: Final = 60.0
 #: Messages that are sent, one after the other, in each trouble, and how many wait in the queue to be delivered meanwhile.
 PROBES: Final = 12
 #: Seconds that a trouble lasts, more or less, unless the disk hangs.
@@ -214,7 +214,7 @@ class DiskSweep:
         waiting = [self._send(site, ledger, f"gate-{number}-{len(self._rounds)}") for number in range(WAITING)]
         for _, queue_id in waiting:
             await_value(lambda queue_id=queue_id: queue_id in site.files("deferred"), what="deferred")  # type: ignore[misc]
-        pids = _lasting(site)
+        pids = lasting(site)
         with self._trouble(name, site, disk):
             self._moody.open = True
             if trouble.hangs:
@@ -229,15 +229,15 @@ class DiskSweep:
                     self._probe(name, site, ledger)
                     time.sleep(self._chance.uniform(0, 2 * self._lasts / PROBES))
                 ids = [sent.id for sent, _ in waiting]
-                tally.drained += self._await_drained(name, moody, ids) if trouble.drains else _arrived(moody, ids)
+                tally.drained += self._await_drained(name, moody, ids) if trouble.drains else arrived(moody, ids)
         healed = time.monotonic()
         self._await_health(name, site, steady, ledger, healed)
         self._await_drained(name, moody, [sent.id for sent, _ in waiting], HEALTHY)
         tally.slowest = max(tally.slowest, took := time.monotonic() - healed)
         if took > HEALTHY:
             self.faults.append(f"{name}: well only {took:.1f} s after the healing")
-        if _lasting(site) != pids:
-            self.faults.append(f"{name}: processes died: {pids} were, {_lasting(site)} are")
+        if lasting(site) != pids:
+            self.faults.append(f"{name}: processes died: {pids} were, {lasting(site)} are")
 
     def _trouble(self, name: str, site: Site, disk: SmallDisk) -> AbstractContextManager[None]:
         match name:
@@ -288,7 +288,7 @@ class DiskSweep:
         message, content = self._compose(recipient)
         ledger.note(message)
         try:
-            code, text = _transact(site, message, content)
+            code, text = transact(site, message, content)
         except (OSError, smtplib.SMTPException) as fault:
             self.faults.append(f"{name}: the session broke: {fault!r}")
             return 0
@@ -304,10 +304,10 @@ class DiskSweep:
 
     def _await_drained(self, name: str, moody: Mx, ids: Sequence[str], timeout: float = 10.0) -> int:
         try:
-            await_value(lambda: _arrived(moody, ids) == len(ids), timeout)
+            await_value(lambda: arrived(moody, ids) == len(ids), timeout)
         except AssertionError:
-            self.faults.append(f"{name}: of {len(ids)} in the queue only {_arrived(moody, ids)} were delivered in time")
-        return _arrived(moody, ids)
+            self.faults.append(f"{name}: of {len(ids)} in the queue only {arrived(moody, ids)} were delivered in time")
+        return arrived(moody, ids)
 
     def _await_health(self, name: str, site: Site, steady: Mx, ledger: Ledger, healed: float) -> None:
         """Wait until a new message gets through and nothing is left where nothing belongs."""
@@ -322,48 +322,13 @@ class DiskSweep:
         def well() -> bool:
             if not any(recipient in message.recipients for message in steady.messages):
                 return False
-            return not any(_older(site, queue, here) for queue in ("incoming", "active"))
+            return not any(older(site, queue, here) for queue in ("incoming", "active"))
 
         try:
             await_value(well, timeout=patience)
         except AssertionError:
-            left = [f"{queue}/{old}" for queue in ("incoming", "active") for old in _older(site, queue, here)]
+            left = [f"{queue}/{old}" for queue in ("incoming", "active") for old in older(site, queue, here)]
             self.faults.append(f"{name}: not well within {patience:g} s: {left}")
-
-
-def _arrived(exchanger: Mx, ids: Sequence[str]) -> int:
-    """How many of these messages an exchanger has."""
-    found = {copy.id for copy in at_exchanger(exchanger.messages)}
-    return sum(1 for one in ids if one in found)
-
-
-def _older(site: Site, queue: str, than: float) -> list[str]:
-    """The messages in a queue that were last moved before a time; what never became one is swept by and by."""
-    found = []
-    for name in site.files(queue):
-        path = site.spool_path / queue / name
-        try:
-            if path.stat().st_ctime < than and not UNFINISHED.startswith(path.read_bytes()[: len(UNFINISHED)]):
-                found.append(name)
-        except FileNotFoundError:
-            pass  # on its way
-    return found
-
-
-def _lasting(site: Site) -> list[int]:
-    """Process ids that must not change."""
-    return [site.status().pid, *site.pids("scheduler"), *site.pids("listener")]
-
-
-def _transact(site: Site, message: Sent, content: bytes) -> tuple[int, str]:
-    """One session: the first refusal, or the reply to the dot."""
-    with site.client("relay") as client:
-        client.ehlo()
-        replies = [client.mail(message.sender)]
-        replies += [client.rcpt(recipient) for recipient in message.recipients]
-        refused = [reply for reply in replies if reply[0] != 250]
-        code, text = refused[0] if refused else client.data(content)
-    return code, text.decode()
 
 
 def run(options: SweepOptions, say: Callable[[str], None]) -> SweepResult:
@@ -390,6 +355,15 @@ def run(options: SweepOptions, say: Callable[[str], None]) -> SweepResult:
         }
         for name, tally in sweep.tallies.items()
     ]
-    say(f"{verdict.messages} messages acknowledged, {len(verdict.lost)} lost, {len(verdict.torn)} torn")
-    say(f"{len(verdict.explained)} twice in doubt, {len(verdict.unexplained)} twice without a word")
+    rows.append(
+        {
+            "trouble": "all",
+            "rounds": options.length,
+            "acknowledged": verdict.messages,
+            "lost": len(verdict.lost),
+            "torn": len(verdict.torn),
+            "twice, in doubt": len(verdict.explained),
+            "twice without a word": len(verdict.unexplained),
+        }
+    )
     return SweepResult(rows, sweep.faults)

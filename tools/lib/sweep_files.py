@@ -38,6 +38,8 @@ _GOOD: Final = 5
 #: Seconds in which the server is done with a batch.
 _PATIENCE: Final = 60.0
 _QUEUES: Final = (Queue.INCOMING, Queue.ACTIVE, Queue.DEFERRED)
+#: What becomes of a thing, and how the table says it. A message may be one although its last record is cut off.
+_FATES: Final = {"corrupt": "in corrupt/", "message": "delivered", "swept": "swept"}
 _CASE: Final = re.compile(rb"^%s: (\d+)\r$" % CASE_FIELD.encode(), re.M)
 
 
@@ -78,7 +80,7 @@ class FilesSweep:
         self._seen = 0
         self._staging = root / "staging"
         self.counts: Counter[str] = Counter()
-        self.fates: Counter[str] = Counter()
+        self.fates: Counter[tuple[str, str]] = Counter()
         self.largest = 0
         """The most memory that a scheduler had, in MiB."""
         self.faults: list[str] = []
@@ -182,7 +184,7 @@ class FilesSweep:
             _remove(path)
 
     def _judge_one(self, case: Case, got: Counter[str], corrupt: dict[int, Path]) -> None:
-        self.fates[case.expected.fate] += 1
+        self.fates[case.harm, case.expected.fate] += 1
         wanted = Counter(case.expected.due)
         if got != wanted:
             self.faults.append(f"{case}: delivered to {dict(got)} instead of {dict(wanted)}")
@@ -206,6 +208,12 @@ def run(options: SweepOptions, say: Callable[[str], None]) -> SweepResult:
     """See the module."""
     sweep = FilesSweep(options.directory, options.seed, say)
     sweep.run(options.length)
-    say(f"{sweep.fates}; the largest scheduler had {sweep.largest} MiB")
-    rows: list[dict[str, Cell]] = [{"harm": name.replace("_", " "), "cases": count} for name, count in sweep.counts.items()]
-    return SweepResult(rows, sweep.faults)
+    say(f"the largest scheduler had {sweep.largest} MiB")
+    harms = sorted({name for name, _ in sweep.fates})
+    rows: list[dict[str, Cell]] = [
+        {"harm": "none: a good message" if name == queue_harms.nothing.__name__ else name.replace("_", " ")}
+        | {words: sweep.fates[name, fate] for fate, words in _FATES.items()}
+        for name in harms
+    ]
+    totals = {words: sum(int(row[words]) for row in rows) for words in _FATES.values()}
+    return SweepResult([*rows, {"harm": "all"} | totals], sweep.faults)

@@ -266,6 +266,8 @@ def run(options: SweepOptions, say: Say) -> SweepResult:
         done += states
         rows.append({"record": f"{len(rows) + 1}", **figures})
         faults += found
+        for fault in found:
+            say(fault)
         say(f"{bar(done, options.length)} states, {len(found)} faults")
     if (library := libeatmydata()) is None:
         say("libeatmydata is not installed: no control")

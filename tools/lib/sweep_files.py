@@ -215,5 +215,5 @@ def run(options: SweepOptions, say: Callable[[str], None]) -> SweepResult:
         | {words: sweep.fates[name, fate] for fate, words in _FATES.items()}
         for name in harms
     ]
-    totals = {words: sum(int(row[words]) for row in rows) for words in _FATES.values()}
-    return SweepResult([*rows, {"harm": "all"} | totals], sweep.faults)
+    totals: dict[str, Cell] = {words: sum(int(row[words]) for row in rows) for words in _FATES.values()}
+    return SweepResult([*rows, {"harm": "all", **totals}], sweep.faults)

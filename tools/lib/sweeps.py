@@ -65,6 +65,7 @@ SWEEPS: Final[Mapping[str, Sweep]] = {
     "floods": Sweep("very many clients, and slow, deaf, hasty and tedious ones", 10_000, "idle sessions"),
     "reload": Sweep("SIGTERM and SIGHUP with a hundred transactions under way", 60, "rounds"),
     "clock": Sweep("the clock is set, while the server runs and while it is stopped", 24, "rounds"),
+    "network": Sweep("cut at each point of the dialogue, in both roles; and lines that lose or are slow", 2_100, "cuts"),
     "soak": Sweep("all of that mixed, on one server that lives through it", 1_000, "seeds"),
 }
 

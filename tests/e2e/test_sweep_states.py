@@ -29,7 +29,7 @@ def test_without_a_flush_the_states_have_lost_mail(tmp_path: Path) -> None:
     library = libeatmydata()
     if library is None:
         pytest.skip("libeatmydata is not installed")
-    figures, faults = play(tmp_path, "5", 3, preload=str(library), seconds=0.5)
+    figures, faults = play(tmp_path, "5", 3, preload=str(library), started=9, seconds=0.5)
     assert int(figures["lost"]) > 20
     assert faults
 

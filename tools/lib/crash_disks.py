@@ -16,6 +16,7 @@ Errors: AssertionError, with what the program said, when mkfs, mount or umount f
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shutil
@@ -26,6 +27,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
+from tests.site import await_value
+
 Kind = Literal["ext4", "xfs"]
 
 #: EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN (fs/ext4/ext4.h, fs/xfs/libxfs/xfs_fs.h): _IOR('X', 125, __u32).
@@ -35,6 +38,10 @@ _NO_LOG_FLUSH: Final = 2
 
 #: Octets. XFS makes none below 300 MB. The file has holes where nothing is written.
 _SIZE: Final = 512 * 2**20
+#: Seconds for others to let go of a file system of ours, which their mount namespace has got with everything else.
+_ELSEWHERE: Final = 60.0
+#: From linux/sched.h.
+_CLONE_NEWNS: Final = 0x20000
 #: Seconds for processes that were killed to end.
 _PATIENCE: Final = 20.0
 _MKFS: Final[dict[Kind, tuple[str, ...]]] = {
@@ -81,9 +88,14 @@ class Disk:
             os.close(fd)
 
     def unmount(self) -> None:
-        """Unmount it; see the function."""
+        """Unmount it; see the function.
+
+        As long as another mount namespace has it, too, the next mount would bring it back as it is: without power. So this
+        waits until the kernel has let go of it.
+        """
         unmount(self.path)
         self._mounted = False
+        await_value(lambda: not _attached(self.image), _ELSEWHERE, f"the kernel lets go of {self.image}")
 
     def __enter__(self) -> Self:
         return self
@@ -117,3 +129,19 @@ def unmount(path: Path) -> None:
             if "busy" not in str(fault) or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
+
+
+def _attached(image: Path) -> bool:
+    """Whether a loop device has an image."""
+    done = subprocess.run(["losetup", "-j", str(image)], capture_output=True, check=True, timeout=20)
+    return bool(done.stdout)
+
+
+def own_mounts() -> None:
+    """Mount for this process and its children only, from now on: nobody else keeps a disk busy.
+
+    Does nothing where that is not allowed.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS) == 0:
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True, timeout=20)

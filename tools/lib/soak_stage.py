@@ -8,7 +8,6 @@ Errors: AssertionError, when the server does not come up although nothing is wro
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -38,10 +37,6 @@ from tools.lib.sweeps import Unavailable
 TROUBLED: Final = 15.0
 #: Seconds in which a server that is ended is up again, also when its disk is in trouble at first.
 UP: Final = 40.0
-#: Seconds for the kernel to let go of a disk.
-UNMOUNTED: Final = 60.0
-#: From linux/sched.h.
-_CLONE_NEWNS: Final = 0x20000
 #: Seconds for a stop in order.
 _STOP: Final = 25.0
 #: The longest wait between attempts: so long at most does a checkpoint wait for what is deferred.
@@ -186,8 +181,6 @@ class Stage:
             self._end()
             self.books.upset()
             self._power.unmount()
-            # As long as another mount namespace has it, too, it would come back as it is: without power.
-            await_value(lambda: not _attached(self._image), UNMOUNTED, "the kernel lets go of the disk")
             self._power.mount()
             for path in (self.place / "ballast").glob("*"):
                 path.unlink()  # the cut may have undone the healing
@@ -286,19 +279,3 @@ def _stopped(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "TtZX"
     except OSError:
         return True
-
-
-def _attached(image: Path) -> bool:
-    """Whether a loop device has an image."""
-    done = subprocess.run(["losetup", "-j", str(image)], capture_output=True, check=True, timeout=20)
-    return bool(done.stdout)
-
-
-def own_mounts() -> None:
-    """Mount for this process and its children only, from now on: nobody else keeps a disk busy.
-
-    Does nothing where that is not allowed.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNS) == 0:
-        subprocess.run(["mount", "--make-rprivate", "/"], check=True, timeout=20)

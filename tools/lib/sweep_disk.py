@@ -31,6 +31,7 @@ from tests.peers.dns import DnsServer
 from tests.peers.mx import OK, Actions, Mx, Say, Script, free_port
 from tests.site import Site, await_value
 from tools.lib import small_disk
+from tools.lib.crash_disks import own_mounts
 from tools.lib.crash_finds import at_exchanger, in_maildirs, in_spool
 from tools.lib.crash_load import DOMAIN, MOODY, SENDERS, STEADY, USERS, Client, Ledger, Moods, compose
 from tools.lib.crash_run import drain
@@ -333,6 +334,7 @@ class DiskSweep:
 
 def run(options: SweepOptions, say: Callable[[str], None]) -> SweepResult:
     """See the module."""
+    own_mounts()
     names = list(TROUBLES)
     chance = random.Random(options.seed)
     rounds: list[str] = []

@@ -34,7 +34,7 @@ from typing import Final, Literal
 import msgspec
 
 from tests.site import Site, await_value
-from tools.lib.crash_disks import Disk, Kind, lack
+from tools.lib.crash_disks import Disk, Kind, lack, own_mounts
 from tools.lib.crash_finds import in_maildirs, in_spool
 from tools.lib.crash_load import Client, Ledger
 from tools.lib.crash_peers import peers
@@ -115,6 +115,7 @@ def run(options: SweepOptions, say: Say) -> SweepResult:
     """``length`` cuts in all; a row for each kind of file system and layout, and one for the control."""
     if reason := lack():
         raise Unavailable(reason)
+    own_mounts()
     kinds: list[Kind] = ["ext4"]
     if not lack("xfs"):
         kinds.append("xfs")

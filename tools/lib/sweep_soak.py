@@ -32,13 +32,14 @@ from typing import Final
 import msgspec
 
 from mtad.errors import MtadError
+from tools.lib.crash_disks import own_mounts
 from tools.lib.crash_finds import in_maildirs, in_spool
 from tools.lib.crash_load import Client, compose
 from tools.lib.soak_books import Account
 from tools.lib.soak_harms import Doing
 from tools.lib.soak_queue import corrupt, left, remove, set_aside
 from tools.lib.soak_schedule import KINDS, SPAN, Harm, schedule
-from tools.lib.soak_stage import Stage, own_mounts
+from tools.lib.soak_stage import Stage
 from tools.lib.soak_vitals import Vitals
 from tools.lib.sweeps import Cell, Say, SweepOptions, SweepResult, bar
 

@@ -30,7 +30,7 @@ from mtad.errors import MtadError
 from tests.peers.mx import Mx, Transaction
 from tests.site import Site
 from tools.lib.crash_blocks import Recorded, Replay, lack
-from tools.lib.crash_disks import command, unmount
+from tools.lib.crash_disks import command, own_mounts, unmount
 from tools.lib.crash_finds import at_exchanger, in_maildirs, in_spool
 from tools.lib.crash_load import Ledger
 from tools.lib.crash_peers import peers
@@ -40,12 +40,12 @@ from tools.lib.sweep_power import Figures, end, libeatmydata, load, start, weigh
 from tools.lib.sweeps import Cell, Say, SweepOptions, SweepResult, Unavailable, bar
 
 #: Seconds of load that are recorded.
-_LOAD: Final = 1.5
+_LOAD: Final = 1.0
 _CLIENTS: Final = 4
 #: Messages that an administrator deletes.
 _DELETED: Final = 6
 #: States to make from one record.
-_PER_RECORD: Final = 500
+_PER_RECORD: Final = 250
 #: States of the control.
 _CONTROL: Final = 10
 #: Where the images of the states are: they are flushed when they are unmounted, which no disk should have to do.
@@ -200,7 +200,7 @@ def play(
             tell(number)
             position = recording.replay.position(place)
             try:
-                with mounted(recording.replay.state(place, chance), memory / "image", recording.disk.path) as mended:
+                with mounted(recording.replay.state(place, chance), memory / f"{number}", recording.disk.path) as mended:
                     repaired += mended
                     try:
                         if number % started:
@@ -246,12 +246,14 @@ def mounted(state: bytearray, image: Path, place: Path) -> Iterator[bool]:
         yield repaired
     finally:
         unmount(place)
+        image.unlink()  # its name, too, is for once: who has it mounted elsewhere still shall not be met again
 
 
 def run(options: SweepOptions, say: Say) -> SweepResult:
     """``length`` states in all, a row for each record of at most `_PER_RECORD` of them, and one for the control."""
     if reason := lack():
         raise Unavailable(reason)
+    own_mounts()
     rows: list[dict[str, Cell]] = []
     faults: list[str] = []
     done = 0

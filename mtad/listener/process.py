@@ -10,8 +10,8 @@ SIGTERM, or the master's death: no new connections; a session that has no transa
 finish theirs first, up to ``processes.stop_timeout``.
 
 Errors: when there is room for no further session (`mtad.listener.room`), or no thread for it, it gets 421 4.3.2, and those
-that there are go on. When not even a connection can be taken, accepting pauses for a moment instead of spinning. An
-exception in a session is a bug; it is logged as panic and ends that session only.
+that there are go on. When not even a connection can be taken to be told so, accepting pauses for a moment instead of
+spinning. An exception in a session is a bug; it is logged as panic and ends that session only.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mtad.errors import MtadError
 from mtad.host import stay_on_processor, words
 from mtad.listener.deadlines import Stress
 from mtad.listener.observer import LogObserver, SpoolServices
-from mtad.listener.room import Room
+from mtad.listener.room import Reserve, Room
 from mtad.listener.threads import SessionThreads
 from mtad.listener.visit import Conversation, Visit
 from mtad.net.connection import Connection
@@ -82,6 +82,7 @@ class ListenerProcess:
         self._limits: Limits = config.limits
         self._occupancy: Occupancy = runtime.occupancy
         self._row = row
+        self._reserve = Reserve()
         self._room = Room()
         self._stress = Stress(config.limits)
         self._signals = signals
@@ -125,18 +126,45 @@ class ListenerProcess:
         self._drain()
 
     def _accept(self, service: Service) -> None:
-        socket = service.socket
         for _ in range(_BATCH):
             try:
-                accepted = socket.accept()
-                if accepted is None:
+                if not self._take(service):
                     return
-                self._admit(Connection(*accepted), service)
             except (OSError, MemoryError) as fault:
                 # No descriptor, no memory: connections wait in the kernel until there is.
-                self._complain(f"connections on {socket.bound} have to wait: {words(fault)}")
+                self._complain(f"connections on {service.socket.bound} have to wait: {words(fault)}")
                 time.sleep(_OUT_OF_RESOURCES)
                 return
+
+    def _take(self, service: Service) -> bool:
+        """Take a connection, and when there is a descriptor for no other send it away; False when nobody waits.
+
+        Raises:
+            OSError, MemoryError: none can be taken, not even in place of the reserve.
+        """
+        short = False
+        try:
+            accepted = service.socket.accept()
+        except OSError:
+            if not self._reserve.give_up():
+                self._reserve.restore()
+                raise
+            try:
+                accepted = service.socket.accept()
+            finally:
+                short = not self._reserve.restore()
+        if accepted is None:
+            return False
+        connection = Connection(*accepted)
+        if not short:
+            self._admit(connection, service)
+            return True
+        self._complain("new sessions are refused: no descriptor left")
+        log.reject(str(Client(connection.address)), "CONNECT", _NO_ROOM)
+        self._turn_away(connection, _NO_ROOM)
+        connection.close()
+        self._reserve.restore()
+        return True
 
     def _complain(self, text: str) -> None:
         now = time.monotonic()

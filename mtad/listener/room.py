@@ -2,7 +2,8 @@
 
 What it is for: a process that has used up either can serve nobody, also not those whom it serves already. So new sessions
 are sent away (421) while there is some left for the sessions that there are: two descriptors for each, its connection and
-the queue file of its message, and a reserve of memory.
+the queue file of its message, and a reserve of memory. Should the descriptors be gone all the same, one is kept with which
+a connection is still taken, and sent away (`Reserve`).
 
 Memory is that of the control groups of the process, whichever of them has a limit, and that of the machine. What files take
 of it does not count, since the kernel gives that up when it must. It is looked at now and then only, and never while nobody
@@ -86,6 +87,32 @@ class Room:
             if free < min(reserve, most // _PART):
                 return True
         return False
+
+
+class Reserve:
+    """A descriptor for nothing: when there is no other left, a connection is taken in its place, and told so."""
+
+    def __init__(self) -> None:
+        """Have it."""
+        self._fd = -1
+        self.restore()
+
+    def give_up(self) -> bool:
+        """Close it; False when it is closed already."""
+        if self._fd < 0:
+            return False
+        os.close(self._fd)
+        self._fd = -1
+        return True
+
+    def restore(self) -> bool:
+        """Have it again; False when there is no descriptor for it."""
+        if self._fd < 0:
+            try:
+                self._fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return False
+        return True
 
 
 def _descriptors() -> float:

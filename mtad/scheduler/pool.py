@@ -9,7 +9,8 @@ starts after a pause that grows when processes die young.
 The jobs of a process come back to the scheduler once the kernel says that it is gone (`reap`), not before: one that hangs
 in a dead file system cannot be killed, and could still finish what it was at. Nobody waits for it.
 
-Errors: a machine that gives no process or descriptor is asked again after the same pause.
+Errors: a machine that gives no process or descriptor is asked again after the same pause. A process that the machine does
+not give what it needs ends with a word in the log, and is replaced like any other.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import msgspec
 
 from mtad import log
 from mtad.delivery.jobs import ALIVE, Job, Result, job_encoder, result_decoder, stuck_jobs
+from mtad.host import words
 from mtad.net.channels import MAX_PACKET, PacketSocket, end_sending, packet_pair
 
 #: Seconds without any packet after which a process with work is taken for hung.
@@ -240,6 +242,8 @@ def _never_return(run: Callable[[PacketSocket, int], None], channel: PacketSocke
     try:
         run(channel, number)
         code = 0
+    except (OSError, MemoryError) as fault:
+        log.fatal(f"delivery process ends: {words(fault) or 'out of memory'}")
     except BaseException as bug:
         log.panic("delivery process ends", bug)
     finally:

@@ -6,6 +6,7 @@ The limits are those of control groups, as a container or a unit file sets them.
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import pytest
 
 from tests.client import Client
 from tests.e2e.attack_aid import EHLO, MAIL, RCPT, deliver
-from tests.procs import AS_ROOT, alive, cpu_seconds
+from tests.procs import AS_ROOT, alive, cpu_seconds, descriptors
 from tests.site import Site, await_value
 
 BUSY = "421 4.3.2 Error: server is too busy, try again later"
@@ -155,4 +156,39 @@ def test_no_memory_left(tmp_path: Path) -> None:
         site.await_log("warning: new sessions are refused: too little memory$")
         _shed(site, clients)
         memory.limit(1024 * MIB)
+        _recover(site, clients)
+
+
+def test_no_descriptors_left_where_nobody_knew(tmp_path: Path) -> None:
+    """The limit is set below what was counted on: with the one descriptor that is kept whoever comes is sent away."""
+    site = Site(tmp_path, limits={"connections_per_client": 10_000}, processes={"listeners": 1})
+    site.start()
+    with site:
+        _deliver_first(site)
+        clients = [Client(site.address()).begin() for _ in range(20)]
+        [listener] = site.pids("listener")
+        before = resource.prlimit(listener, resource.RLIMIT_NOFILE)
+        used = descriptors(listener)
+        free = [number for number in range(len(used) + 4) if number not in used]
+        resource.prlimit(listener, resource.RLIMIT_NOFILE, (free[3], before[1]))
+        clients += _crowd_out(site, 10)
+        assert len(clients) == 23
+        site.await_log("warning: new sessions are refused: no descriptor left$")
+        for client in clients[:3]:
+            client.socket.close()
+        await_value(lambda: site.status().sessions == 20, what="three have left")
+        clients = clients[3:] + [Client(site.address()).begin() for _ in range(3)]
+        start, used_before = time.monotonic(), cpu_seconds(listener)
+        waiting = [Client(site.address()) for _ in range(50)]
+        assert [client.reply() for client in waiting] == [BUSY] * 50
+        assert time.monotonic() - start < 5
+        assert cpu_seconds(listener) - used_before < 0.3
+        for client in clients:
+            assert client.say(EHLO).startswith("250")
+            assert client.say(MAIL).startswith("250 ")
+            assert client.say(RCPT).startswith("250 ")
+        assert deliver(clients[0]).startswith("451 4.3.0 "), "there is none for a queue file"
+        resource.prlimit(listener, resource.RLIMIT_NOFILE, before)
+        for client in clients[1:7]:
+            assert deliver(client).startswith("250 ")
         _recover(site, clients)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mtad.outcome import Attempt, Deferred, Delivered, Failed, Outcome
 from mtad.progress import Doubt
 from mtad.spool.message import OpenMessage
 from mtad.spool.queues import Queue
+from tests.site import await_value
 from tests.unit.delivery_aid import LATER, NEVER, SENT, Deliver, World, broken, giving
 
 
@@ -213,6 +215,54 @@ def test_a_job_whose_scheduler_has_hung_up_is_left_alone(world: World) -> None:
     world.channel.shutdown(1)
     world.script(lambda *_: pytest.fail("delivered"))
     assert world.worker.work(Job(1, queue_id, "smtp", "far.test", (0,))) is None
+    assert world.events(queue_id) == []
+
+
+# -- threads ----------------------------------------------------------------------------------------------------------
+
+
+def _starved(monkeypatch: pytest.MonkeyPatch, refusals: int) -> list[int]:
+    """So often the machine gives no thread; what is in the list has been refused."""
+    refused: list[int] = []
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name != "delivery" or len(refused) >= refusals:
+            start(thread)
+            return
+        refused.append(1)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(process, "_TICK", 0.01)
+    return refused
+
+
+def test_jobs_wait_until_there_is_a_thread(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    refused = _starved(monkeypatch, 5)
+    main = threading.Thread(target=world.worker.run, name="main")
+    main.start()
+    world.send(world.message())
+    assert world.hear().outcomes == ((0, SENT),)
+    assert len(refused) == 5
+    world.channel.shutdown(1)
+    main.join(10)
+    assert not main.is_alive()
+    assert capfd.readouterr().err.count("no thread for deliveries, they wait: can't start new thread") == 1
+
+
+def test_who_never_gets_a_thread_ends_with_its_scheduler(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = _starved(monkeypatch, 1_000_000)
+    main = threading.Thread(target=world.worker.run, name="main")
+    main.start()
+    queue_id = world.message()
+    world.send(queue_id)
+    await_value(lambda: len(refused) > 5, what="it tries again")
+    world.channel.shutdown(1)
+    main.join(10)
+    assert not main.is_alive()
     assert world.events(queue_id) == []
 
 

@@ -27,6 +27,8 @@ def obey(channel: PacketSocket, _number: int) -> None:
             os._exit(3)
         if job.destination == "raise":
             raise RuntimeError("on purpose")
+        if job.destination == "starve":
+            raise OSError(errno.EMFILE, "Too many open files", "/spool/active")
         if job.destination == "alive":
             channel.send(ALIVE)
         if job.destination == "stuck":
@@ -142,6 +144,18 @@ def test_a_bug_in_a_delivery_process_ends_it(make: Pools, capfd: pytest.CaptureF
     pool.bury(slot, "died", 0.0)
     assert len(reap(pool)) == 1
     assert "on purpose" in capfd.readouterr().err
+
+
+def test_a_process_that_does_not_get_what_it_needs_is_no_bug(make: Pools, capfd: pytest.CaptureFixture[str]) -> None:
+    pool = make()
+    slot = place(pool)
+    pool.send(slot, job("starve"), 0.0)
+    await_packet(slot)
+    pool.bury(slot, "died", 0.0)
+    assert len(reap(pool)) == 1
+    said = capfd.readouterr().err
+    assert "fatal: delivery process ends: /spool/active: Too many open files" in said
+    assert "panic" not in said
 
 
 def test_a_process_that_was_told_to_end_does_so_and_that_is_no_death(make: Pools) -> None:

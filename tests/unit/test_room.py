@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mtad.listener.room import RESERVE, Room
+from mtad.listener.room import RESERVE, Reserve, Room
 
 MIB = 1 << 20
 FULL = "too little memory"
@@ -129,3 +131,21 @@ def test_two_descriptors_for_each_session() -> None:
     assert 40 <= int(number) <= 45
     assert why == "too few descriptors"
     assert last == "'' 'too few descriptors'", "one at least"
+
+
+def test_the_reserve_is_one_descriptor() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    reserve = Reserve()
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert reserve.restore(), "it is there"
+    assert reserve.give_up()
+    assert not reserve.give_up(), "only once"
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        assert not reserve.restore()
+        assert not Reserve().give_up()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert reserve.restore()
+    assert reserve.give_up()

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import msgspec
 
+from mtad.passwords import change_password, make_keys
 from tests.client import Client
 from tests.e2e.tls_site import TlsClient, tls_site
 from tests.site import Site, await_value
@@ -55,7 +56,13 @@ SLOW: Final[Mapping[str, tuple[Sequence[str], bytes, bytes]]] = {
     "RCPT": (_ENVELOPE[:2], b"", b"RCPT TO:<alice"),
     "DATA": ((*_ENVELOPE, "DATA"), b"Subject: x\r\n", b"Slowly: y\r\n\r\nx\r\n.."),
     "BDAT": (_ENVELOPE, b"BDAT 100000\r\n", b""),
+    "AUTH": (("EHLO client.test", "AUTH LOGIN"), b"", b"YWxpY2U"),
 }
+#: Where AUTH is, in clear and inside TLS.
+_LOGINS: Final[Sequence[Mapping[str, Any]]] = (
+    {"name": "loopback", "service": "submission", "address": ["127.0.0.1:0"], "auth_without_tls": "loopback"},
+    {"name": "submissions", "service": "submission", "address": ["127.0.0.1:0"], "tls": "implicit"},
+)
 
 
 class Flood(msgspec.Struct, frozen=True):
@@ -112,7 +119,7 @@ class Found(msgspec.Struct):
 def _site(flood: Flood, found: Found, limits: Mapping[str, Any] = NO_LIMITS, *, tls: bool = False) -> Iterator[Site]:
     """A site with the limits of a part; at its end nobody is left, and the processes are those from the beginning."""
     wanted = {"connections_per_client": 1_000_000, **limits, **flood.limits}
-    make: Callable[..., Site] = tls_site if tls else Site
+    make: Callable[..., Site] = _site_with_logins if tls else Site
     with make(flood.root / found.flood.replace(" ", "-"), limits=wanted) as site:
         pids = site.pids("listener")
         for _ in range(10):  # the first ones cost what all that follow use
@@ -121,6 +128,15 @@ def _site(flood: Flood, found: Found, limits: Mapping[str, Any] = NO_LIMITS, *, 
         await_value(lambda: site.status().sessions == 0, 60, "all sessions have ended")
         found.check(site.pids("listener") == pids, "a listener died")
         found.check("panic" not in site.log(), "the log has a panic")
+
+
+def _site_with_logins(root: Path, **options: Any) -> Site:
+    """In clear and with TLS, with and without logins."""
+    site = tls_site(root, **options)
+    site.listeners += [dict(row) for row in _LOGINS]
+    site.configure()
+    change_password(str(root / "passwords"), "alice", make_keys("open sesame"))
+    return site
 
 
 def idle(flood: Flood) -> list[Found]:
@@ -133,6 +149,7 @@ def idle(flood: Flood) -> list[Found]:
         before = memory(pids)
         with bystander(site) as other:
             said = crowd.join(site.address(), count)
+            time.sleep(flood.pace)
         found.check(not exceptions(said, b"220 "), exceptions(said, b"220 "))
         found.each = (memory(pids) - before) / count
         found.check(found.each <= MOST_EACH, f"{found.each:.1f} KiB each")
@@ -166,7 +183,8 @@ def slow(flood: Flood) -> list[Found]:
         start = time.monotonic()
         for tls in (False, True):
             for name, (lines, at_once, octets) in SLOW.items():
-                client = TlsClient(site.address("smtps" if tls else "inbound"))
+                listeners = ("loopback", "submissions") if name == "AUTH" else ("inbound", "smtps")
+                client = TlsClient(site.address(listeners[tls]))
                 if tls:
                     client.secure()
                 client.begin(*lines)

@@ -93,16 +93,19 @@ class SchedulerProcess:
             self._end_life()
 
     def _get_spool(self) -> bool:
-        """Wait for the spool's lock; False when told to end meanwhile."""
-        said = False
+        """Wait for the spool's lock, and for a disk that has it; False when told to end meanwhile."""
+        said = ""
         while True:
             try:
                 self._lock = self._spool.lock()
                 return True
             except SpoolBusy as busy:
-                if not said:
-                    self._events.warning(f"waiting for the scheduler before this one: {busy}")
-                said = True
+                why = f"waiting for the scheduler before this one: {busy}"
+            except OSError as fault:
+                why = f"waiting for the spool's lock: {fault.strerror or fault}"
+            if why != said:
+                self._events.warning(why)
+            said = why
             gone = select.select([self._runtime.lifeline], [], [], _RECHECK)[0]
             if gone or self._signals.take():
                 return False

@@ -123,18 +123,22 @@ class Spool:
 
         Raises:
             SpoolBusy: somebody else is; the text has the process id that they left there.
+            OSError: the disk does not let it be written, as one that is read-only; nobody holds the lock then.
         """
-        fd = self._lock_file(os.path.join(self.root, name))
+        path = os.path.join(self.root, name)
+        fd = self._lock_file(path)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Held open for reading only: a file that is open for writing keeps a disk from being remounted read-only.
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW), "wb") as writer:
+                writer.write(b"%d\n" % os.getpid())
         except BlockingIOError as fault:
             holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "?"
             os.close(fd)
             raise SpoolBusy(f"{self.root} is in use by process {holder}") from fault
-        # Held open for reading only: a file that is open for writing keeps a disk from being remounted read-only.
-        writer = os.open(os.path.join(self.root, name), os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW)
-        os.write(writer, b"%d\n" % os.getpid())
-        os.close(writer)
+        except OSError:
+            os.close(fd)
+            raise
         return fd
 
     @staticmethod

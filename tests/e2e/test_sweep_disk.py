@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.procs import needs_root
+from tests.site import Site
+from tools.lib.small_disk import SmallDisk
 from tools.lib.sweep_disk import TROUBLES, DiskSweep
 from tools.lib.sweeps import Unavailable
 
@@ -23,6 +29,15 @@ def sweep(tmp_path: Path, *rounds: str, preload: str = "") -> DiskSweep:
     return sweep
 
 
+@contextmanager
+def disk_or_skip(root: Path) -> Iterator[SmallDisk]:
+    try:
+        with SmallDisk(root / "image", root / "disk") as disk:
+            yield disk
+    except Unavailable as lack:
+        pytest.skip(str(lack))
+
+
 @needs_root
 @pytest.mark.parametrize("rounds", [list(TROUBLES)[:3], list(TROUBLES)[3:]], ids=", ".join)
 def test_a_disk_in_trouble(tmp_path: Path, rounds: list[str]) -> None:
@@ -33,6 +48,20 @@ def test_a_disk_in_trouble(tmp_path: Path, rounds: list[str]) -> None:
     for name, tally in done.tallies.items():
         assert tally.codes[452] + tally.codes[451] + tally.codes[250] > 0, name
         assert name in ("hung", "inodes gone") or tally.codes[452] + tally.codes[451] >= 10, name
+
+
+@needs_root
+def test_a_scheduler_that_starts_on_a_read_only_disk_waits_for_it(tmp_path: Path) -> None:
+    with disk_or_skip(tmp_path) as disk:
+        site = Site(tmp_path / "site", top={"spool": str(disk.place / "spool")})
+        site.spool_path = disk.place / "spool"
+        with site:
+            with disk.read_only():
+                os.kill(site.pids("scheduler")[0], signal.SIGKILL)
+                site.await_log(r"waiting for the spool's lock: Read-only file system")
+            site.send("a@sender.test", "alice@example.org", "Subject: x\r\n\r\nhello\r\n")
+            site.await_mail("alice")
+            assert "panic" not in site.log()
 
 
 @needs_root

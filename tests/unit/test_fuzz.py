@@ -20,7 +20,7 @@ from mtad.smtp import client as smtp_client
 from mtad.smtp import server as smtp_server
 from mtad.smtp.replies import ReplyReader
 from mtad.smtp.wire import DataDecoder
-from tools.lib import fuzz_client, fuzz_server, fuzz_wire
+from tools.lib import fuzz, fuzz_client, fuzz_server, fuzz_wire
 from tools.lib.fuzz import Failure, Finding, Target, attempt, campaign, require, save, shrink
 from tools.lib.fuzz_cli import main, parse, tell
 from tools.lib.fuzz_mutate import LIMIT, Mutator
@@ -139,7 +139,9 @@ def few() -> list[bytes]:
     return [b"", b"abc"]
 
 
-def test_an_input_that_takes_too_long_is_found() -> None:
+def test_an_input_that_takes_too_long_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzz, "TIME", 0.1)
+
     def slow(data: bytes) -> Iterable[Hashable]:
         while b"b" in data:
             pass
@@ -150,7 +152,9 @@ def test_an_input_that_takes_too_long_is_found() -> None:
     assert b"b" in finding.smallest
 
 
-def test_an_input_that_takes_too_much_memory_is_found() -> None:
+def test_an_input_that_takes_too_much_memory_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzz, "MEASURED", 16)
+
     def large(data: bytes) -> Iterable[Hashable]:
         return (len(bytearray(50_000_000 if b"c" in data else 1)),)
 

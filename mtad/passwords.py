@@ -33,6 +33,7 @@ from typing import Final
 
 from mtad.errors import ConfigError, Problem
 from mtad.smtp.sasl import Entry, Keys, SaslFault, derive, prepare
+from mtad.stable import flush
 
 #: How long, in seconds, a change of the file may go unnoticed.
 CHECK_INTERVAL: Final = 1.0
@@ -301,13 +302,13 @@ def _replace(path: str, data: bytes, owner: tuple[int, int] | None) -> None:
                 os.fchown(fd, *owner)
             file.write(data)
             file.flush()
-            os.fsync(fd)
+            flush(fd)
         os.rename(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
     directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(directory)
+        flush(directory)
     finally:
         os.close(directory)

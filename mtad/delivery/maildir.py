@@ -27,6 +27,7 @@ from mtad.delivery.transport import Content, Task
 from mtad.envelope import Envelope
 from mtad.outcome import Attempt, Deferred, Delivered, Failed, Outcome
 from mtad.spool.message import write_all
+from mtad.stable import flush
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -105,7 +106,7 @@ class MaildirTransport:
                         write_all(fd, b"".join(pending))
                         pending.clear()
                 write_all(fd, b"".join(pending))
-                os.fsync(fd)
+                flush(fd)
             finally:
                 os.close(fd)
             os.rename(name, name, src_dir_fd=tmp, dst_dir_fd=new)
@@ -116,7 +117,7 @@ class MaildirTransport:
                 pass  # the disk that refused to store may refuse this, too; tmp/ is swept by mail readers
             raise
         try:
-            os.fsync(new)
+            flush(new)
         except OSError:
             # It counts as not delivered, and comes again: what nobody has read yet must not be there twice then.
             with contextlib.suppress(OSError):
@@ -153,7 +154,7 @@ def _make_root(path: str) -> None:
             pass  # another delivery was faster
         parent = os.open(os.path.dirname(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(parent)
+            flush(parent)
         finally:
             os.close(parent)
 
@@ -192,7 +193,7 @@ def _open_directory(name: str, parent: int) -> int:
             os.mkdir(name, 0o700, dir_fd=parent)
         except FileExistsError:
             pass  # another delivery was faster
-        os.fsync(parent)
+        flush(parent)
         return os.open(name, _DIRECTORY, dir_fd=parent)
 
 

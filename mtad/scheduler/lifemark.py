@@ -19,6 +19,8 @@ from typing import Final
 
 import msgspec
 
+from mtad.stable import flush
+
 #: Name of the file in the spool.
 LIFE_MARK: Final = "scheduler.boot"
 #: Seconds that a scheduler may have lived after the last sign of life that reached the disk: the next sign (10 s), and what
@@ -99,12 +101,12 @@ class LifeMark:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             os.write(fd, msgspec.json.encode(self._mark))
-            os.fsync(fd)
+            flush(fd)
         finally:
             os.close(fd)
         os.rename(temporary, self._path)
         directory = os.open(os.path.dirname(self._path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(directory)
+            flush(directory)
         finally:
             os.close(directory)

@@ -35,6 +35,7 @@ from mtad.spool.queue_file import (
     parse_preamble,
     was_cut,
 )
+from mtad.stable import flush, flush_data
 
 #: Octets read or kept in memory at a time. The content of a message up to this size is written, and read, at once.
 CHUNK: Final = 64 * 1024
@@ -107,8 +108,8 @@ class IncomingFile:
             # Last and by itself, small as the message may be: a kill can cut a write of several pages short.
             if os.pwrite(self._fd, preamble, 0) != PREAMBLE_SIZE:
                 raise OSError(errno.EIO, "short write")  # within one block that exists: never seen
-            os.fsync(self._fd)
-            os.fsync(self._directory)
+            flush(self._fd)
+            flush(self._directory)
         except BaseException:
             self.discard()
             raise
@@ -256,7 +257,7 @@ class OpenMessage:
         while os.write(self._fd, data) != len(data):
             pass
         if durable:
-            os.fdatasync(self._fd)
+            flush_data(self._fd)
 
     def close(self) -> None:
         """Let go of the file and its lock."""

@@ -35,6 +35,7 @@ from mtad.progress import Event
 from mtad.spool.message import IncomingFile, OpenMessage
 from mtad.spool.queue_file import PREAMBLE_SIZE, StoredMessage, parse_preamble
 from mtad.spool.queue_id import QueueIds, is_queue_id
+from mtad.stable import flush, flush_data
 
 #: Name of the lock that the scheduler holds, and of the one that the master holds.
 SCHEDULER_LOCK: Final = "scheduler.lock"
@@ -75,7 +76,7 @@ def _sync(path: str) -> None:
     except PermissionError:
         return  # a parent that we may pass but not read; it was there before us
     try:
-        os.fsync(fd)
+        flush(fd)
     finally:
         os.close(fd)
 
@@ -242,19 +243,18 @@ class Spool:
         """Make durable which messages are in which queue, which are gone, and what stands in the files of some."""
         if len(queue_ids) > _SINGLY:
             os.sync()
-            return
+            queue_ids = ()
         for queue_id in queue_ids:
-            queue = self.find(queue_id)
             with contextlib.suppress(OSError):  # it has moved on, and whoever moved it had read what was to be kept
-                if queue is not None:
+                if queue := self.find(queue_id):
                     self._sync_file(queue, queue_id)
         for fd in self._directories.values():
-            os.fsync(fd)
+            flush(fd)
 
     def _sync_file(self, queue: Queue, queue_id: str) -> None:
         fd = os.open(queue_id, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._directories[queue])
         try:
-            os.fdatasync(fd)
+            flush_data(fd)
         finally:
             os.close(fd)
 

@@ -22,7 +22,7 @@ FLOORS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"smtp", "dsn", "retry", "config", "configfile", "config_lines", "config_rules", "config_values"})
     | {"config_table", "reasons", "queue_causes", "queue_deferrals"},
     frozenset({"spool", "net", "tls", "resolver", "users", "log", "log_sinks", "metrics", "occupancy", "signals", "host"})
-    | {"passwords", "throttle"},
+    | {"passwords", "stable", "throttle"},
     frozenset({"nexthop", "policy", "routing", "runtime"}),
     frozenset({"session", "delivery"}),
     frozenset({"listener", "scheduler", "check", "explain"}),
@@ -43,6 +43,10 @@ NEIGHBOURS: Final = {
     "config_table": {"config"},  # is made of it
     "config_values": {"config", "config_table"},
     "log": {"log_sinks"},
+    # What durable means is said once, for whoever writes.
+    "spool.message": {"stable"},
+    "spool.queues": {"stable"},
+    "passwords": {"stable"},
     "throttle": {"occupancy"},  # what counts as one client
     "tls.connection": {"net.connection"},  # it is one, and is made of one
     "tls.server": {"net.connection"},

@@ -11,10 +11,6 @@ away may be the record that it was delivered. A file in ``corrupt/`` is allowed 
 A last round is the control: under libeatmydata, with which nothing is ever flushed, mail must be lost. Otherwise the cuts
 are none, and the sweep proves nothing.
 
-On XFS the server stands still while the power is cut, and goes on afterwards. Without that, an fsync that is under way at
-that moment may return 0 for what is not on the disk, a few milliseconds later and with nothing of this server (Linux 6.18:
-3 of 17,989 files that eight threads wrote, in 2 of 25 cuts). A real cut leaves nobody to believe it. ext4 had none of it.
-
 The seed makes the schedule and the messages. What the server is doing at the moment of a cut differs from run to run.
 """
 
@@ -176,7 +172,7 @@ def play(root: Path, seed: str, turn: Round, preload: str = "") -> Figures:
                 start(site, preload)
                 with load(site, ledger, seed, number):
                     time.sleep(cut.load)
-                    _cut(site, order, cut)
+                    _cut(order, cut)
                     end(site)
                 for disk in disks:
                     disk.unmount()
@@ -213,19 +209,6 @@ def end(site: Site) -> None:
     site.process = None
 
 
-@contextmanager
-def _paused(site: Site) -> Iterator[None]:
-    """All threads of the site stand still, none of them in a system call."""
-    assert site.process is not None
-    group = site.process.pid
-    os.killpg(group, signal.SIGSTOP)
-    try:
-        await_value(lambda: _threads(group) <= set("tTZX"), what="all threads stand still")
-        yield
-    finally:
-        os.killpg(group, signal.SIGCONT)
-
-
 def _group(group: int) -> list[int]:
     """The processes of a process group, but for those that have ended and that nobody has buried yet."""
     found = []
@@ -239,33 +222,16 @@ def _group(group: int) -> list[int]:
     return found
 
 
-def _threads(group: int) -> set[str]:
-    """The states of all threads of a process group, a letter each."""
-    states = set()
-    for process in _group(group):
-        for path in Path(f"/proc/{process}/task").glob("*/stat"):
-            try:
-                states.add(_fields(path)[0])
-            except OSError:
-                pass  # gone meanwhile
-    return states
-
-
 def _fields(path: Path) -> list[str]:
     """State, parent, process group and the rest of what the kernel tells of a process or thread."""
     return path.read_text().rpartition(")")[2].split()
 
 
-def _cut(site: Site, order: Sequence[Disk], cut: Cut) -> None:
+def _cut(order: Sequence[Disk], cut: Cut) -> None:
     for number, disk in enumerate(order):
         if number:
             time.sleep(cut.between)
-        if disk.kind == "xfs":
-            # An fsync that is under way while XFS is shut down may return 0 for what is not on the disk.
-            with _paused(site):
-                disk.cut()
-        else:
-            disk.cut()
+        disk.cut()
     time.sleep(cut.after)
 
 

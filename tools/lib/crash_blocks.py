@@ -17,7 +17,6 @@ Errors: AssertionError, with what the program said. `lack` says beforehand what 
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import struct
@@ -30,6 +29,7 @@ from typing import Final, Self
 import msgspec
 
 from tests.site import await_value
+from tools.lib import crash_disks
 from tools.lib.crash_disks import command, unmount
 
 #: Octets: room for some hundred messages, and small enough to be copied for each state.
@@ -43,8 +43,8 @@ _PROGRAMS: Final = ("nbdkit", "nbdfuse", "fusermount3", "mkfs.ext4")
 
 def lack() -> str:
     """Why this machine cannot do it; "" when nothing is known to be missing."""
-    if os.geteuid() != 0:
-        return "only root can mount file systems"
+    if reason := crash_disks.lack():
+        return reason
     for program in _PROGRAMS:
         if not shutil.which(program):
             return f"{program} is not installed"

@@ -22,7 +22,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
@@ -52,9 +54,28 @@ _MKFS: Final[dict[Kind, tuple[str, ...]]] = {
 
 def lack(kind: Kind = "ext4") -> str:
     """Why this machine cannot do it; "" when nothing is known to be missing."""
+    if reason := _no_mounts():
+        return reason
+    return "" if shutil.which(_MKFS[kind][0]) else f"{_MKFS[kind][0]} is not installed"
+
+
+@lru_cache(maxsize=1)
+def _no_mounts() -> str:
+    """Why nothing can be mounted here; "" when it can: root of a container may not, and is told only when it tries."""
     if os.geteuid() != 0:
         return "only root can mount file systems"
-    return "" if shutil.which(_MKFS[kind][0]) else f"{_MKFS[kind][0]} is not installed"
+    with tempfile.TemporaryDirectory(prefix="mtad-mount-") as name:
+        image, place = Path(name, "image"), Path(name, "at")
+        place.mkdir()
+        with image.open("wb") as file:
+            file.truncate(2**20)
+        try:
+            command("mkfs.ext4", "-q", "-F", str(image))
+            command("mount", "-t", "ext4", "-o", "loop", str(image), str(place))
+        except (AssertionError, OSError) as fault:
+            return f"file systems cannot be mounted: {str(fault).splitlines()[0]}"
+        unmount(place)
+    return ""
 
 
 class Disk:

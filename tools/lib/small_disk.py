@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from tools.lib.crash_disks import lack
 from tools.lib.sweeps import Unavailable
 
 #: Seconds over the planned end of a freeze after which its guard ends it.
@@ -39,8 +40,8 @@ class SmallDisk:
         self._made = 0
 
     def __enter__(self) -> Self:
-        if os.geteuid() != 0:
-            raise Unavailable("only root can mount a disk")
+        if reason := lack():
+            raise Unavailable(reason)
         for program in ("mkfs.ext4", "mount", "fsfreeze", "strace"):
             if shutil.which(program) is None:
                 raise Unavailable(f"{program} is not installed")

@@ -90,7 +90,8 @@ class CallSweep:
         serving = 0.0
         if injection.hit is not None:
             if point.role == "master":
-                world.gone()
+                if world.site.process is not None:  # else its end was seen before the word of the tracer was
+                    world.gone()
                 world.start()
                 stopped = False
             serving = world.probe(injection.hit_at)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -116,5 +117,7 @@ def _kills(seed: int, options: argparse.Namespace) -> int:
 
 
 def _failed(fault: AssertionError, seed: int, root: Path) -> int:
+    if not str(fault):  # an assertion of ours that has no words: the place must do
+        traceback.print_exception(fault)
     print(f"tools/crashtest: {fault}\nseed {seed}; everything is in {root}", file=sys.stderr)
     return 1

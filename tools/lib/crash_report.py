@@ -26,7 +26,7 @@ def block(name: str, seed: int, length: int, day: date, result: SweepResult) -> 
     command = f"tools/crashtest {name} --seed {seed} --length {length}"
     return (
         f"<!-- crashtest {name} -->\n### `{name}`: {sweep.about}\n\n"
-        f"`{command}`, {length:,} {sweep.unit}, {day.isoformat()}: {broken}.\n\n"
+        f"`{command}` (at most {length:,} {sweep.unit}), {day.isoformat()}: {broken}.\n\n"
         f"{markdown(result.rows)}\n<!-- end -->\n"
     )
 

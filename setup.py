@@ -39,6 +39,10 @@ setup(
             "ruff>=0.4",
             "trustme>=1",
         ],
+        "mutation": [  # for tools/mutants only
+            "coverage>=7",
+            "mutmut>=3.8,<4",
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -33,6 +33,7 @@ NAMES: Final = (
     "docs/reliability.md",
     "docs/speed.md",
     "docs/standards.md",
+    "docs/tests.md",
     "init/README.md",
     "spool/README.md",
 )

@@ -10,7 +10,7 @@ from mtad.config import DAY, Duration, Retry
 from mtad.envelope import Envelope, Recipient
 from mtad.outcome import Attempt, Deferred, Delivered, Failed, Outcome
 from mtad.progress import RecipientState, replay
-from mtad.retry import HINTS, Bounce, Done, RetryAt, expired, in_words, lifetime, next_attempt, settle
+from mtad.retry import HINTS, Bounce, Done, Kept, RetryAt, expired, in_words, lifetime, next_attempt, settle
 
 RETRY = Retry()
 NOW = 1_700_000_000.0
@@ -101,6 +101,36 @@ def test_a_report_expires_by_its_own_lifetime() -> None:
     retry = Retry(bounce_lifetime=Duration(60))
     assert settle(envelope(1, 10, sender=""), states(LATER), NOW, retry, 0) == RetryAt(NOW + 50)
     assert isinstance(settle(envelope(1, 60, sender=""), states(LATER), NOW, retry, 0), Bounce)
+
+
+def test_who_is_held_is_kept_when_nobody_else_is_left() -> None:
+    held = RecipientState(None, doubt="mx.example", held=True)
+    assert settle(envelope(2, 6 * DAY), (*states(SENT), held), NOW, RETRY, 0) == Kept()
+    assert settle(envelope(2), (*states(NEVER), held), NOW, RETRY, 0) == Bounce(((0, NEVER),), Kept())
+    assert settle(envelope(2), (held, *states(LATER)), NOW, RETRY, 0) == RetryAt(NOW + 300)
+
+
+def test_a_report_waits_no_longer_than_its_own_lifetime_even_if_that_is_the_longer_one() -> None:
+    retry = Retry(lifetime=Duration(100), bounce_lifetime=Duration(5000))
+    assert settle(envelope(1, 50, sender=""), states(LATER), NOW, retry, 0) == RetryAt(NOW + 300)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (DAY, "1 day"),
+        (DAY - 1, "23 hours"),
+        (3600, "1 hour"),
+        (3599.5, "59 minutes"),
+        (60, "1 minute"),
+        (59.9, "59 seconds"),
+        (1, "1 second"),
+        (0, "0 seconds"),
+        (-5, "0 seconds"),
+    ],
+)
+def test_the_unit_changes_where_it_is_full(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
 
 
 def test_a_wrong_number_of_states_is_the_callers_fault() -> None:

@@ -188,7 +188,9 @@ def descriptors_gone(stage: Stage, harm: Harm, chance: random.Random) -> str:
         least = len(os.listdir(f"/proc/{pid}/fd")) + chance.randint(0, 3)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (least, limits[1]))
         time.sleep(harm.lasts)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        for one in {pid, *stage.site.processes()}:  # whom it has forked meanwhile, they have the same limit
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(one, resource.RLIMIT_NOFILE, limits)
     except (ProcessLookupError, FileNotFoundError):
         return "it has ended"
     finally:

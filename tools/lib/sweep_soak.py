@@ -253,13 +253,7 @@ def run(options: SweepOptions, say: Callable[[str], None]) -> SweepResult:
     accounts = sweep.accounts
     for lack in sweep.lacks:
         say(f"left out: {lack}")
-    say(
-        f"{sum(one.messages for one in accounts)} messages accounted for at {len(accounts)} checkpoints, "
-        f"{sum(one.lost for one in accounts)} lost, {sum(one.torn for one in accounts)} torn; twice: "
-        f"{sum(one.in_doubt for one in accounts)} named in doubt by the log, "
-        f"{sum(one.upset for one in accounts)} after a power cut or with a disk that took no record; "
-        f"serving again within {sweep.slowest:.1f} s"
-    )
+    say(f"serving again within {sweep.slowest:.1f} s")
     for line in sweep.vitals.lines():
         say(line)
     rows: list[dict[str, Cell]] = [
@@ -267,4 +261,16 @@ def run(options: SweepOptions, say: Callable[[str], None]) -> SweepResult:
         for kind in KINDS
         if sweep.done[kind] + sweep.undone[kind]
     ]
+    rows.append(
+        {
+            "harm": "all",
+            "done": sum(sweep.done.values()),
+            "not done": sum(sweep.undone.values()),
+            "messages": sum(one.messages for one in accounts),
+            "lost": sum(one.lost for one in accounts),
+            "torn": sum(one.torn for one in accounts),
+            "twice, in doubt": sum(one.in_doubt for one in accounts),
+            "twice, disk upset": sum(one.upset for one in accounts),
+        }
+    )
     return SweepResult(rows, sweep.faults)

@@ -19,7 +19,7 @@ from mtad.progress import Doubt, Named
 from mtad.spool.queues import Queue
 from tests.e2e.world import World, await_gone
 from tests.peers.mx import HANG, OK, Mx, Say, Script
-from tests.site import await_value
+from tests.site import await_value, children
 
 HOLD = {"on_doubt": "hold"}
 #: The final dot is never answered the first time, and taken the second.
@@ -27,8 +27,14 @@ DEAF = Script(dot=[HANG, OK])
 
 
 def kill_deliveries(world: World) -> None:
-    for pid in world.site.deliveries():
-        os.kill(pid, signal.SIGKILL)
+    """All at once: the scheduler must not hand what the first one had to the second, which dies, too."""
+    [scheduler] = world.site.pids("scheduler")
+    os.kill(scheduler, signal.SIGSTOP)
+    try:
+        for pid in children(scheduler):
+            os.kill(pid, signal.SIGKILL)
+    finally:
+        os.kill(scheduler, signal.SIGCONT)
 
 
 def kill_everything(world: World) -> None:

@@ -15,7 +15,7 @@ from mtad.outcome import Attempt, Deferred, Delivered
 from mtad.spool.queues import Queue
 from tests.e2e.world import MESSAGE, World, await_gone
 from tests.peers.mx import HANG, OK, Mx, Say, Script
-from tests.site import await_value
+from tests.site import await_value, children
 
 SENT = Delivered("2.0.0", "sent")
 BUSY = Deferred("4.2.0", "busy")
@@ -24,6 +24,16 @@ BUSY = Deferred("4.2.0", "busy")
 def kill(pids: list[int]) -> None:
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
+
+
+def kill_deliveries(world: World) -> None:
+    """All at once: the scheduler must not hand what the first one had to the second, which dies, too."""
+    [scheduler] = world.site.pids("scheduler")
+    os.kill(scheduler, signal.SIGSTOP)
+    try:
+        kill(children(scheduler))
+    finally:
+        os.kill(scheduler, signal.SIGCONT)
 
 
 def transactions(mx: Mx) -> list[list[str]]:
@@ -170,7 +180,7 @@ def test_a_delivery_killed_before_the_dot_is_done_again(tmp_path: Path) -> None:
         mx = world.mx(Script(rcpt=[HANG, OK], extensions=()))
         queue_id = world.send(f"b@{world.domain(mx)}")
         mx.await_command("RCPT")
-        kill(world.site.deliveries())
+        kill_deliveries(world)
         mx.await_messages(1)
         await_gone(world, queue_id)
         world.site.await_log(r"delivery process \d+ died \(killed by SIGKILL\); 1 deliveries are taken back")
@@ -184,7 +194,7 @@ def test_a_delivery_killed_after_the_dot_is_in_doubt(tmp_path: Path) -> None:
         domain = world.domain(mx)
         queue_id = world.send(f"b@{domain}")
         mx.wait(lambda: bool(mx.transactions and mx.transactions[0].content))
-        kill(world.site.deliveries())
+        kill_deliveries(world)
         world.site.await_log(rf"{queue_id}: warning: in doubt: mx1\.{domain} may have taken this message for <b@{domain}>")
         mx.wait(lambda: len(mx.transactions) == 2 and bool(mx.transactions[1].content))
         [row] = world.site.queue()
@@ -199,7 +209,7 @@ def test_only_the_recipients_in_doubt_are_repeated(tmp_path: Path) -> None:
         quick.await_messages(1)
         slow.wait(lambda: bool(slow.transactions and slow.transactions[0].content))
         world.site.await_log(rf"{queue_id}: to=<a@.*status=sent")
-        kill(world.site.deliveries())
+        kill_deliveries(world)
         slow.await_messages(1)
         await_gone(world, queue_id)
         assert len(quick.transactions) == 1
@@ -213,7 +223,7 @@ def test_a_message_with_which_delivery_processes_die_does_not_stop_the_others(tm
         queue_id = world.send(f"b@{world.domain(killer)}")
         for number in (1, 2):
             killer.await_connections(number)
-            kill(world.site.deliveries())
+            kill_deliveries(world)
         assert world.reason(queue_id).startswith("4.3.0 delivery process killed by SIGKILL")
         world.send(f"c@{world.domain(mx)}")
         mx.await_messages(1)

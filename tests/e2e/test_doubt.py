@@ -19,7 +19,7 @@ from mtad.progress import Doubt, Named
 from mtad.spool.queues import Queue
 from tests.e2e.world import World, await_gone
 from tests.peers.mx import HANG, OK, Mx, Say, Script
-from tests.site import await_value, children
+from tests.site import alive, await_value, children
 
 HOLD = {"on_doubt": "hold"}
 #: The final dot is never answered the first time, and taken the second.
@@ -31,8 +31,10 @@ def kill_deliveries(world: World) -> None:
     [scheduler] = world.site.pids("scheduler")
     os.kill(scheduler, signal.SIGSTOP)
     try:
-        for pid in children(scheduler):
+        victims = children(scheduler)
+        for pid in victims:
             os.kill(pid, signal.SIGKILL)
+        await_value(lambda: not any(map(alive, victims)))
     finally:
         os.kill(scheduler, signal.SIGCONT)
 

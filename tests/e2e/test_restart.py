@@ -15,7 +15,7 @@ from mtad.outcome import Attempt, Deferred, Delivered
 from mtad.spool.queues import Queue
 from tests.e2e.world import MESSAGE, World, await_gone
 from tests.peers.mx import HANG, OK, Mx, Say, Script
-from tests.site import await_value, children
+from tests.site import alive, await_value, children
 
 SENT = Delivered("2.0.0", "sent")
 BUSY = Deferred("4.2.0", "busy")
@@ -31,7 +31,9 @@ def kill_deliveries(world: World) -> None:
     [scheduler] = world.site.pids("scheduler")
     os.kill(scheduler, signal.SIGSTOP)
     try:
-        kill(children(scheduler))
+        victims = children(scheduler)
+        kill(victims)
+        await_value(lambda: not any(map(alive, victims)))
     finally:
         os.kill(scheduler, signal.SIGCONT)
 

@@ -39,7 +39,9 @@ class Knock:
     @property
     def answered(self) -> bool:
         """Whether something has been said already."""
-        return bool(select.select([self.client.socket], [], [], 0)[0])
+        ready = select.poll()  # select(2) knows no descriptor above 1023
+        ready.register(self.client.socket, select.POLLIN)
+        return bool(ready.poll(0))
 
     def answer(self) -> str:
         """What was, or will be, said within `SILENT` seconds of the coming."""

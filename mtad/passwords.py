@@ -27,6 +27,7 @@ import hmac
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
@@ -158,6 +159,7 @@ class Passwords:
         self._warn = warn
         self._secret = secret or machine_secret()
         self._signature: _Signature | None = None
+        self._reading = threading.Lock()
         self._checked = 0.0
         self._entries: Mapping[str, Entry] = {}
 
@@ -208,14 +210,15 @@ class Passwords:
 
     def refresh(self) -> None:
         """Read the file if it has changed; a fault is told through ``warn``, once for each change."""
-        previous = self._signature
-        try:
-            if self._look() != previous:
-                self._read()
-        except ConfigError as error:
-            if self._signature != previous:
-                for problem in error.problems:
-                    self._warn(f"{problem}; the passwords read before stay in force")
+        with self._reading:  # a slower thread must not bring back an entry that is gone
+            previous = self._signature
+            try:
+                if self._look() != previous:
+                    self._read()
+            except ConfigError as error:
+                if self._signature != previous:
+                    for problem in error.problems:
+                        self._warn(f"{problem}; the passwords read before stay in force")
 
     def _look(self) -> _Signature | None:
         """What tells one state of the file from another; None when there is none."""

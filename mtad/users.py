@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
@@ -121,6 +122,7 @@ class Users:
         self._fallback = fallback
         self._warn = warn
         self._signature: _Signature | None = None
+        self._reading = threading.Lock()
         self._checked = 0.0
         self.table = Table({})
 
@@ -169,14 +171,15 @@ class Users:
 
     def refresh(self) -> None:
         """Read the file if it has changed; a fault is told through ``warn``, once for each change."""
-        previous = self._signature
-        try:
-            if self._look() != previous:
-                self._read()
-        except ConfigError as error:
-            if self._signature != previous:
-                for problem in error.problems:
-                    self._warn(f"{problem}; the users read before stay in force")
+        with self._reading:  # a slower thread must not put an older table in the place of a newer one
+            previous = self._signature
+            try:
+                if self._look() != previous:
+                    self._read()
+            except ConfigError as error:
+                if self._signature != previous:
+                    for problem in error.problems:
+                        self._warn(f"{problem}; the users read before stay in force")
 
     def _look(self) -> _Signature | None:
         """What tells one state of the file from another; None when there is none."""

@@ -162,7 +162,10 @@ def test_l2_a_directory_that_is_swapped_for_a_link_all_the_time(
             assert swapper.stdout is not None
             if swapper.stdout.readline() != b"0\n":
                 pytest.skip("this file system cannot exchange two names")
-            for _ in range(3000):
+            tries, deadline = 0, time.monotonic() + 60
+            # On a busy machine the other one may not come to its turn for long.
+            while tries < 3000 or (min(kinds.values()) <= 10 and time.monotonic() < deadline):
+                tries += 1
                 outcome = mail.outcome(Pieces(b"Subject: x\r\n\r\n"))
                 assert isinstance(outcome, (Delivered, Deferred))
                 kinds[type(outcome)] += 1

@@ -33,6 +33,8 @@ _PLACES: Final = {
         ("/sys/fs/cgroup", "pids.max", "pids.current", "pids.events"),
     ),
 }
+#: Go into control groups, and become a program.
+_ENTER: Final = 'while [ "$1" != -- ]; do echo $$ >"$1" || exit 1; shift; done; shift; exec "$@"'
 #: Seconds in which the killed are gone.
 _GONE: Final = 10.0
 
@@ -63,6 +65,10 @@ class Groups:
     def entrances(self) -> list[str]:
         """The files into which a process writes its id to be in the groups, and what it forks with it."""
         return sorted({str(group.directory / "cgroup.procs") for group in self._groups.values()})
+
+    def prefix(self) -> list[str]:
+        """What stands before a command that is to be in the groups."""
+        return ["sh", "-c", _ENTER, "sh", *self.entrances(), "--"]
 
     def use(self, controller: Controller) -> int:
         """Octets, or processes and threads, that there are."""

@@ -38,7 +38,7 @@ Break = Literal["", "lose", "tear", "twice"]
 _WEIGHTS: Final[dict[Role, int]] = {"master": 2, "scheduler": 3, "listener": 3, "delivery": 5}
 #: Seconds between two kills: from at once to this.
 _LONGEST_WAIT: Final = 0.8
-#: Seconds within which the queue must be empty after the kills, but for what stays.
+#: Seconds after the kills in which something of the queue must have gone, until it is empty but for what stays.
 DRAIN_TIMEOUT: Final = 60.0
 #: Seconds between two looks at the queue meanwhile.
 _PAUSE: Final = 0.1
@@ -178,30 +178,42 @@ def stored(mail_root: Path, users: Sequence[str]) -> list[Path]:
 
 
 def drain(site: Site, timeout: float = DRAIN_TIMEOUT) -> list[str]:
-    """Flush until nothing but what stays is in the queue; what else is after ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
+    """Flush until nothing but what stays is in the queue; what else is when there was no less for ``timeout`` seconds."""
+    least = None
+    deadline = 0.0
     spool = site.spool()
     try:
-        while left := list(_left(spool)):
-            if time.monotonic() > deadline:
-                return left
-            # Thousands of drains: by the function that the command calls, and without another process for each.
-            flush(spool, [name for name, _ in spool.times(Queue.DEFERRED)])
-            time.sleep(_PAUSE)
+        while True:
+            begin = time.monotonic()
+            left = dict(_left(spool))
+            if not left:
+                return []
+            if least is None or len(left) < least:
+                least, deadline = len(left), time.monotonic() + timeout
+            elif time.monotonic() > deadline:
+                return [text for texts in left.values() for text in texts]
+            # Thousands of drains: by the function that the command calls, and without another process for each. What only
+            # stays is left alone: it would be tried all the time, and be in the way.
+            flush(spool, [name for queue, name in left if queue is Queue.DEFERRED])
+            time.sleep(max(_PAUSE, 2 * (time.monotonic() - begin)))  # of a long queue the looks take time from the server
     finally:
         spool.close()
-    return []
 
 
-def _left(spool: Spool) -> Iterator[str]:
-    """What is in the queue and does not stay, for people."""
+def _left(spool: Spool) -> Iterator[tuple[tuple[Queue, str], list[str]]]:
+    """What is in the queue and does not stay, and what there is to say about each."""
     for queue in (Queue.INCOMING, Queue.ACTIVE, Queue.DEFERRED, Queue.HOLD):
         for name, _ in list(spool.times(queue)):
+            where = f"{queue.value}/{name}"
             try:
                 message = spool.load(queue, name)
             except (FileNotFoundError, QueueFileUnfinished, QueueFileDamaged) as reason:
-                yield f"{queue.value}/{name}: {reason}"  # on the move, or about to be swept or put aside
+                yield (queue, name), [f"{where}: {reason}"]  # on the move, or about to be swept or put aside
                 continue
-            for recipient, state in zip(message.envelope.recipients, message.states, strict=True):
-                if queue in _BUSY or not (state.settled or recipient.address.startswith("stay-")):
-                    yield f"{queue.value}/{name} for {recipient.address}: {state.outcome}"
+            texts = [
+                f"{where} for {recipient.address}: {state.outcome}"
+                for recipient, state in zip(message.envelope.recipients, message.states, strict=True)
+                if queue in _BUSY or not (state.settled or recipient.address.startswith("stay-"))
+            ]
+            if texts:
+                yield (queue, name), texts

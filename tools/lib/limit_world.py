@@ -26,10 +26,8 @@ from tools.lib.crash_peers import peers
 from tools.lib.crash_run import drain
 from tools.lib.crash_verdict import Copy, Verdict, doubts, judge
 
-#: Go into control groups, allow oneself so many descriptors, and become the server.
-_ENTER: Final = (
-    'n=$1; shift; while [ "$1" != -- ]; do echo $$ >"$1" || exit 1; shift; done; shift; ulimit -n "$n"; exec "$@"'
-)
+#: Allow oneself so many descriptors, and become the server.
+_ALLOW: Final = 'ulimit -n "$0"; exec "$@"'
 #: Descriptors of a process, where they are not what is limited.
 _PLENTY: Final = 20_000
 #: Mean seconds between two messages of a client of the load.
@@ -71,7 +69,7 @@ class LimitWorld:
     def start(self, files: int = _PLENTY) -> None:
         """Start the server in the groups, with so many descriptors for each process."""
         server = [sys.executable, sweep_server.__file__, self._broken]
-        self.site.prefix = ["sh", "-c", _ENTER, "sh", str(files), *self.groups.entrances(), "--", *server]
+        self.site.prefix = [*self.groups.prefix(), "sh", "-c", _ALLOW, str(files), *server]
         try:
             self.site.start()
         finally:

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import os
 import random
-import resource
 import signal
 import socket
 import threading
@@ -30,6 +29,7 @@ from tests.peers.mx import CLOSE, HANG, RESET, Action, Say
 from tools.lib import queue_harms, small_disk
 from tools.lib.crash_load import MOODY, compose
 from tools.lib.flood_clients import Crowd
+from tools.lib.soak_limits import descriptors_short, line_loses, memory_short, processes_short
 from tools.lib.soak_schedule import KINDS, Harm
 from tools.lib.soak_stage import Stage
 from tools.lib.sweeps import Unavailable
@@ -40,6 +40,8 @@ Do = Callable[[Stage, Harm, random.Random], str]
 RUDE: Final = 6
 IDLE: Final = 60
 HASTY: Final = 150
+#: Pieces that a client sends at most who reads nothing.
+_DEAF: Final = 2000
 #: Harmed files at a time.
 _FILES: Final = 4
 #: Seconds between the cut of the power and the end of the processes, at most.
@@ -78,24 +80,15 @@ _INSTEAD: Final[Sequence[Action]] = (
 
 def _kill(role: str) -> Do:
     def kill(stage: Stage, _: Harm, chance: random.Random) -> str:
-        pid = _one_of(stage, role, chance)
+        pid = stage.one_of(role, chance)
         if not pid:
             return "nobody was there"
-        stage.dies()
+        stage.books.died()
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         return ""
 
     return kill
-
-
-def _one_of(stage: Stage, role: str, chance: random.Random) -> int:
-    """A process of that role; 0 when there is none now."""
-    try:
-        pids = stage.site.deliveries() if role == "delivery" else stage.site.pids(role)
-    except AssertionError:
-        return 0
-    return chance.choice(pids) if pids else 0
 
 
 def kill_master(stage: Stage, _harm: Harm, _chance: random.Random) -> str:
@@ -131,7 +124,7 @@ def _disk(stage: Stage) -> small_disk.SmallDisk:
 def _trouble(make: Callable[[Stage, Harm], AbstractContextManager[None]]) -> Do:
     def trouble(stage: Stage, harm: Harm, _: random.Random) -> str:
         _disk(stage)
-        with stage.trouble():
+        with stage.disk_lock:
             try:
                 with make(stage, harm):
                     time.sleep(harm.lasts)
@@ -155,47 +148,23 @@ def _calls_fail(pids: Sequence[int], harm: Harm, *faults: str) -> str:
 
 
 def fail_fsync(stage: Stage, harm: Harm, _: random.Random) -> str:
-    with stage.trouble():
+    with stage.disk_lock:
         return _calls_fail(stage.site.processes(), harm, "fsync:error=EIO", "fdatasync:error=EIO")
 
 
 def fail_at_a_call(stage: Stage, harm: Harm, chance: random.Random) -> str:
     call, error = chance.choice(_ERRORS)
-    pid = _one_of(stage, chance.choice(("scheduler", "listener", "delivery")), chance)
-    stage.disturb()
-    result = _calls_fail([pid] if pid else [], harm, f"{call}:error={error}:when={chance.randint(1, 8)}")
-    stage.disturb()
-    return result
+    pid = stage.one_of(chance.choice(("scheduler", "listener", "delivery")), chance)
+    return _calls_fail([pid] if pid else [], harm, f"{call}:error={error}:when={chance.randint(1, 8)}")
 
 
 def kill_at_a_call(stage: Stage, harm: Harm, chance: random.Random) -> str:
     call = chance.choice(_CALLS)
-    pid = _one_of(stage, chance.choice(("scheduler", "listener", "delivery")), chance)
-    stage.dies()
+    pid = stage.one_of(chance.choice(("scheduler", "listener", "delivery")), chance)
+    stage.books.died()
     result = _calls_fail([pid] if pid else [], harm, f"{call}:signal=SIGKILL:when={chance.randint(1, 8)}")
-    stage.dies()
+    stage.books.died()
     return result
-
-
-def descriptors_gone(stage: Stage, harm: Harm, chance: random.Random) -> str:
-    """A process may open hardly a file more."""
-    pid = _one_of(stage, chance.choice(("scheduler", "listener", "delivery")), chance)
-    if not pid:
-        return "nobody was there"
-    stage.disturb()
-    try:
-        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        least = len(os.listdir(f"/proc/{pid}/fd")) + chance.randint(0, 3)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (least, limits[1]))
-        time.sleep(harm.lasts)
-        for one in {pid, *stage.site.processes()}:  # whom it has forked meanwhile, they have the same limit
-            with contextlib.suppress(ProcessLookupError):
-                resource.prlimit(one, resource.RLIMIT_NOFILE, limits)
-    except (ProcessLookupError, FileNotFoundError):
-        return "it has ended"
-    finally:
-        stage.disturb()
-    return ""
 
 
 # -- clients ----------------------------------------------------------------------------------------------------------
@@ -220,7 +189,7 @@ def _rude_client(stage: Stage, name: str, address: tuple[str, int], chance: rand
     steps: list[Callable[[], object]] = [client.reply]
     steps += [lambda line=line: client.say(line) for line in lines]  # type: ignore[misc]
     steps += [lambda: client.send(stuffed[:half]), lambda: client.send(stuffed[half:] + b".\r\n")]
-    temper = chance.choice(("reset", "half", "silent"))
+    temper = chance.choice(("reset", "half", "silent", "deaf"))
     stage.books.note(message)
     for step in steps[: chance.randint(1, len(steps))]:
         step()
@@ -233,7 +202,17 @@ def _rude_client(stage: Stage, name: str, address: tuple[str, int], chance: rand
             stage.books.note(msgspec.structs.replace(message, queue_id=last.rpartition(" ")[2]))
         client.socket.close()
     else:
+        if temper == "deaf":
+            _deafen(client)
         stage.linger(client.socket)
+
+
+def _deafen(client: Client) -> None:
+    """Ask for replies, and read none of them, until the server can say no more: its window is zero."""
+    client.socket.setblocking(False)
+    with contextlib.suppress(OSError):
+        for _ in range(_DEAF):
+            client.socket.send(b"HELP\r\n" * 200)
 
 
 def idle_clients(stage: Stage, harm: Harm, _: random.Random) -> str:
@@ -258,11 +237,12 @@ def hasty_clients(stage: Stage, harm: Harm, chance: random.Random) -> str:
 
 
 def exchanger_fails(stage: Stage, harm: Harm, chance: random.Random) -> str:
-    """One exchanger resets, closes, hangs or refuses, at one verb."""
+    """One exchanger resets, closes, hangs or refuses, at one verb; or it does not read the content: its window is zero."""
     number = chance.randrange(len(stage.exchangers))
     exchanger, verb, action = stage.exchangers[number], chance.choice(_VERBS), chance.choice(_INSTEAD)
     usual = stage.scripts[number]
-    exchanger.script = dataclasses.replace(usual, **{verb: action})  # type: ignore[arg-type]
+    deaf = {"read_content": 0} if action is HANG and verb == "dot" else {}
+    exchanger.script = dataclasses.replace(usual, **{verb: action}, **deaf)  # type: ignore[arg-type]
     time.sleep(harm.lasts)
     exchanger.script = usual
     if action is HANG:
@@ -336,7 +316,10 @@ DO: Final[Mapping[str, Do]] = {
     "disk hung": _trouble(lambda stage, harm: _disk(stage).frozen(harm.lasts)),
     "fsync fails": fail_fsync,
     "error at a call": fail_at_a_call,
-    "descriptors gone": descriptors_gone,
+    "descriptors gone": descriptors_short,
+    "memory short": memory_short,
+    "processes short": processes_short,
+    "line loses": line_loses,
     "rude clients": rude_clients,
     "idle clients": idle_clients,
     "hasty clients": hasty_clients,

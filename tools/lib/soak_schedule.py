@@ -23,8 +23,8 @@ ERA: Final = 100
 _HARMS: Final = (1, 2, 3, 4, 5)
 _OFTEN: Final = (2, 4, 4, 2, 1)
 
-#: Harms that end the master, and how often each comes.
-ENDS_ALL: Final[Mapping[str, int]] = {"master killed": 3, "stopped": 3, "power cut": 3}
+#: Harms that end the master, or may, and how often each comes.
+ENDS_ALL: Final[Mapping[str, int]] = {"master killed": 3, "stopped": 3, "power cut": 3, "memory short": 3}
 #: Harms that end another process.
 ENDS_SOME: Final[Mapping[str, int]] = {
     "scheduler killed": 3,
@@ -42,6 +42,8 @@ ENDS_NONE: Final[Mapping[str, int]] = {
     "disk hung": 2,
     "error at a call": 4,
     "descriptors gone": 2,
+    "processes short": 2,
+    "line loses": 2,
     "rude clients": 4,
     "idle clients": 2,
     "hasty clients": 2,

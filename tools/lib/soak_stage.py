@@ -1,6 +1,7 @@
 """Where the sweep ``soak`` plays: one server on a small disk, two exchangers, and what a service manager does.
 
-The server, its spool and its mailboxes live through all seeds. What ends it, in whole or in part, and starts it again is
+The thread that enters it, and all that it starts from then on, have a network of their own, where that is possible. The
+server, its spool and its mailboxes live through all seeds. What ends it, in whole or in part, and starts it again is
 done here, one thing at a time; so is what happens to its disk.
 
 Errors: AssertionError, when the server does not come up although nothing is wrong.
@@ -9,6 +10,7 @@ Errors: AssertionError, when the server does not come up although nothing is wro
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -24,17 +26,17 @@ from mtad.errors import MtadError
 from tests.peers.mx import OK, Actions, Mx, Say, Script
 from tests.procs import alive, children
 from tests.site import await_value
+from tools.lib.control_groups import Groups
 from tools.lib.crash_disks import Disk
 from tools.lib.crash_load import Moods
 from tools.lib.crash_peers import peers
 from tools.lib.small_disk import SmallDisk
 from tools.lib.soak_books import Books
 from tools.lib.soak_clock import Clock
+from tools.lib.soak_line import own_line
 from tools.lib.sweep_power import end, start
 from tools.lib.sweeps import Unavailable
 
-#: Seconds after a disk's trouble in which a process may know what the disk does not: until the next try of a move.
-TROUBLED: Final = 15.0
 #: Seconds in which a server that is ended is up again, also when its disk is in trouble at first.
 UP: Final = 40.0
 #: Seconds for a stop in order.
@@ -99,11 +101,20 @@ class Stage:
         self.life_lock = threading.RLock()
         self._preload = preload
         self._power: Disk | None = None
-        self._troubled = 0.0
+        self.own_line = False
+        self.limit_lock = threading.Lock()
+        self.line_lock = threading.Lock()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
+            try:
+                own_line()
+                self.own_line = True
+            except Unavailable as lack:
+                self.lacks.append(str(lack))
+            self.groups = Groups(stack)
+            self.lacks += self.groups.lacks.values()
             place = self.root / "disk" / "at"
             place.mkdir(parents=True)
             self._image = self.root / "disk" / "image"
@@ -128,7 +139,7 @@ class Stage:
             self.site.configure(processes={"stop_timeout": "2s"})
             self.site.spool_path, self.site.mail_root = spool, mail
             self.clock = Clock(self.root / "clock")
-            self.site.prefix = self.clock.prefix()
+            self.site.prefix = [*self.groups.prefix(), *self.clock.prefix()]
             self.books = Books(self.root / "ledger")
             stack.callback(self.books.close)
             stack.callback(self._end)
@@ -158,20 +169,6 @@ class Stage:
         """All that was written until now survives a power cut."""
         subprocess.run(["sync", "-f", str(self.place)], check=True, timeout=60)
 
-    @contextmanager
-    def trouble(self) -> Iterator[None]:
-        """The disk refuses something meanwhile; nothing else happens to the disk as a whole."""
-        with self.disk_lock:
-            self._troubled = float("inf")
-            try:
-                yield
-            finally:
-                self._troubled = time.monotonic() + TROUBLED
-
-    def disturb(self) -> None:
-        """The disk refuses single calls of one process."""
-        self._troubled = max(self._troubled, time.monotonic() + TROUBLED)
-
     def power_cut(self, after: float) -> None:
         """Cut the power of the disk, kill all ``after`` so many seconds, and start again on what is there."""
         assert self._power is not None
@@ -179,7 +176,7 @@ class Stage:
             self._power.cut()
             time.sleep(after)
             self._end()
-            self.books.upset()
+            self.books.cut()
             self._power.unmount()
             self._power.mount()
             for path in (self.place / "ballast").glob("*"):
@@ -201,15 +198,18 @@ class Stage:
                     raise
                 time.sleep(0.2)
 
-    def dies(self) -> None:
-        """A process ends now: if the disk is in trouble, what it knew is gone."""
-        if time.monotonic() < self._troubled:
-            self.books.upset()
+    def one_of(self, role: str, chance: random.Random) -> int:
+        """A process of that role; 0 when there is none now."""
+        try:
+            pids = self.site.deliveries() if role == "delivery" else self.site.pids(role)
+        except AssertionError:
+            return 0
+        return chance.choice(pids) if pids else 0
 
     def kill_master(self) -> None:
         """SIGKILL, and a start."""
         with self.life_lock:
-            self.dies()
+            self.books.died()
             self.site.kill()
             self.up()
 
@@ -221,7 +221,7 @@ class Stage:
             found = [process.pid]
             for pid in found:
                 found.extend(children(pid))
-            self.dies()
+            self.books.died()
             process.send_signal(signal.SIGTERM)
             try:
                 process.wait(_STOP)
@@ -243,11 +243,18 @@ class Stage:
         self.site.process = None
         self.up()
 
+    def bury(self) -> None:
+        """Start it if its master was killed, which is no fault of it."""
+        process = self.site.process
+        if process is not None and process.poll() is not None:
+            end(self.site)
+            self.up()
+
     def reload(self) -> None:
         """SIGHUP."""
         with self.life_lock:
             assert self.site.process is not None
-            self.dies()
+            self.books.died()
             self.site.process.send_signal(signal.SIGHUP)
 
     @contextmanager

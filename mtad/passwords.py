@@ -6,8 +6,8 @@ What is kept of a password checks it and does not log in with it; still the file
 
 Logins are compared in the form of SASLprep and without case, so that nobody can own a look-alike of another's login.
 
-The file is read again when it has changed, which is looked at once a second at most. A new file with a fault is reported
-through ``warn`` and the old contents stay in force. A file that is missing has no logins.
+The file is read again when it has changed (`mtad.followed`). A new file with a fault is reported through ``warn``, and the
+old contents stay in force. A file that is missing has no logins.
 
 Invariants: `Passwords.find` gives keys for every login, and takes the same time for it. Those of a login that nobody has
 are made of it and of a secret of this machine, so that they stay the same over restarts, and in all processes, and show
@@ -27,17 +27,13 @@ import hmac
 import os
 import re
 import secrets
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from mtad.errors import ConfigError, Problem
+from mtad.followed import FollowedFile
 from mtad.smtp.sasl import Entry, Keys, SaslFault, derive, prepare
 from mtad.stable import flush
-
-#: How long, in seconds, a change of the file may go unnoticed.
-CHECK_INTERVAL: Final = 1.0
 
 #: Rounds of PBKDF2 for a new password: some 10 ms. RFC 7677 section 4 asks for 4096 at least; each login costs the server
 #: so much (PLAIN) or the client (SCRAM), and each guess the one who stole the file.
@@ -49,8 +45,6 @@ SALT: Final = 16
 _HASH: Final = re.compile(r"SCRAM-SHA-256\$([1-9][0-9]{3,7}):([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+):([A-Za-z0-9+/=]+)")
 _LEAST: Final = 4096
 _DIGEST: Final = 32
-
-_Signature = tuple[int, int, int, int]
 
 
 def normal(login: str) -> str:
@@ -156,11 +150,10 @@ class Passwords:
     def __init__(self, path: str, warn: Callable[[str], None] = _silent, secret: bytes = b"") -> None:
         """Nothing is read yet; see `load` for the arguments."""
         self._path = path
-        self._warn = warn
+        self.file = FollowedFile(
+            path, "local.passwords", self._take, lambda fault: warn(f"{fault}; the passwords read before stay in force")
+        )
         self._secret = secret or machine_secret()
-        self._signature: _Signature | None = None
-        self._reading = threading.Lock()
-        self._checked = 0.0
         self._entries: Mapping[str, Entry] = {}
 
     @classmethod
@@ -176,13 +169,12 @@ class Passwords:
             ConfigError: the file cannot be read, or has a fault.
         """
         passwords = cls(path, warn, secret)
-        passwords._read()
-        passwords._checked = time.monotonic()
+        passwords.file.read()
         return passwords
 
     def find(self, login: str) -> Entry:
         """The entry for a login, as it stands in the file, or one that is made up. Looks for a changed file first."""
-        self._look_again()
+        self.file.follow()
         try:
             key = normal(login)
         except SaslFault:
@@ -192,7 +184,7 @@ class Passwords:
 
     def any(self) -> bool:
         """Whether anybody may log in at all."""
-        self._look_again()
+        self.file.follow()
         return bool(self._entries)
 
     def _made_up(self, login: str, key: str) -> Entry:
@@ -202,43 +194,8 @@ class Passwords:
         )
         return Entry(login, Keys(salt[:SALT], ITERATIONS, stored, server), known=False)
 
-    def _look_again(self) -> None:
-        now = time.monotonic()
-        if now - self._checked >= CHECK_INTERVAL:
-            self._checked = now
-            self.refresh()
-
-    def refresh(self) -> None:
-        """Read the file if it has changed; a fault is told through ``warn``, once for each change."""
-        with self._reading:  # a slower thread must not bring back an entry that is gone
-            previous = self._signature
-            try:
-                if self._look() != previous:
-                    self._read()
-            except ConfigError as error:
-                if self._signature != previous:
-                    for problem in error.problems:
-                        self._warn(f"{problem}; the passwords read before stay in force")
-
-    def _look(self) -> _Signature | None:
-        """What tells one state of the file from another; None when there is none."""
-        try:
-            found = os.stat(self._path)
-        except OSError:
-            return None
-        return (found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)
-
-    def _read(self) -> None:
-        # Looked at before the reading: a change in between is then found by the next look.
-        self._signature = self._look()
-        try:
-            with open(self._path, "rb") as file:
-                data = file.read()
-        except FileNotFoundError:
-            data = b""
-        except OSError as error:
-            raise ConfigError([Problem(self._path, None, "local.passwords", str(error.strerror))]) from None
-        self._entries = parse_passwords(data, self._path)
+    def _take(self, data: bytes | None) -> None:
+        self._entries = parse_passwords(data or b"", self._path)
 
 
 def change_password(path: str, login: str, keys: Keys | None, owner: tuple[int, int] | None = None) -> bool:

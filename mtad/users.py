@@ -5,8 +5,8 @@ start of a line or after white space. A user may have several addresses, each on
 Addresses are compared without case. Mail for ``postmaster`` in any local domain, and for the bare ``<postmaster>``, goes to
 the postmaster user when no line says otherwise (RFC 5321 section 4.5.1).
 
-The file is read again when it has changed, which is looked at once a second at most. A new file with a fault is reported
-through ``warn`` and the old contents stay in force.
+The file is read again when it has changed (`mtad.followed`). A new file with a fault is reported through ``warn``, and the
+old contents stay in force.
 
 Invariants: a user name that comes out of `Users.lookup` is a safe directory name (`config_rules.is_user_name`). `Users` may
 be asked by several threads: the table is replaced as a whole and never changed.
@@ -16,10 +16,9 @@ Standards: RFC 5321 sections 4.1.2 (Mailbox), 4.5.1 (postmaster).
 
 from __future__ import annotations
 
+import errno
 import os
 import re
-import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -28,14 +27,10 @@ import msgspec
 from mtad.address import Address
 from mtad.config_rules import is_user_name
 from mtad.errors import ConfigError, Problem, SyntaxFault
+from mtad.followed import FollowedFile
 from mtad.smtp.grammar import parse_mailbox
 
-#: How long, in seconds, a change of the file may go unnoticed.
-CHECK_INTERVAL: Final = 1.0
-
 _COMMENT: Final = re.compile(r"(?:\A|\s)#.*")
-
-_Signature = tuple[int, int, int, int]
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -120,10 +115,9 @@ class Users:
         self._domains = frozenset(domain.lower() for domain in domains)
         self._postmaster = postmaster
         self._fallback = fallback
-        self._warn = warn
-        self._signature: _Signature | None = None
-        self._reading = threading.Lock()
-        self._checked = 0.0
+        self.file = FollowedFile(
+            path, "local.users", self._take, lambda fault: warn(f"{fault}; the users read before stay in force")
+        )
         self.table = Table({})
 
     @classmethod
@@ -150,16 +144,12 @@ class Users:
             ConfigError: the file cannot be read, or has a fault.
         """
         users = cls(path, domains, postmaster, fallback=fallback, warn=warn)
-        users._read()
-        users._checked = time.monotonic()
+        users.file.read()
         return users
 
     def lookup(self, address: Address) -> str | None:
         """The user whose mailbox ``address`` is, or None when nobody has it. Looks for a changed file first."""
-        now = time.monotonic()
-        if now - self._checked >= CHECK_INTERVAL:
-            self._checked = now
-            self.refresh()
+        self.file.follow()
         user = self.table.users.get(address.key)
         if address.domain:
             if address.domain.lower() not in self._domains:
@@ -169,37 +159,10 @@ class Users:
             return user
         return self._postmaster if address.local.casefold() == "postmaster" else None
 
-    def refresh(self) -> None:
-        """Read the file if it has changed; a fault is told through ``warn``, once for each change."""
-        with self._reading:  # a slower thread must not put an older table in the place of a newer one
-            previous = self._signature
-            try:
-                if self._look() != previous:
-                    self._read()
-            except ConfigError as error:
-                if self._signature != previous:
-                    for problem in error.problems:
-                        self._warn(f"{problem}; the users read before stay in force")
-
-    def _look(self) -> _Signature | None:
-        """What tells one state of the file from another; None when there is none."""
-        try:
-            found = os.stat(self._path)
-        except OSError:
-            return None
-        return (found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)
-
-    def _read(self) -> None:
-        # Looked at before the reading: a change in between is then found by the next look.
-        self._signature = self._look()
-        try:
-            with open(self._path, "rb") as file:
-                data = file.read()
-        except FileNotFoundError as error:
-            if not self._fallback:
-                raise ConfigError([Problem(self._path, None, "local.users", str(error.strerror))]) from None
+    def _take(self, data: bytes | None) -> None:
+        if data is not None:
+            self.table = parse_users(data, self._path, self._domains)
+        elif self._fallback:
             self.table = Table({f"{self._postmaster}@{domain}".casefold(): self._postmaster for domain in self._domains})
-            return
-        except OSError as error:
-            raise ConfigError([Problem(self._path, None, "local.users", str(error.strerror))]) from None
-        self.table = parse_users(data, self._path, self._domains)
+        else:
+            raise ConfigError([Problem(self._path, None, "local.users", os.strerror(errno.ENOENT))])

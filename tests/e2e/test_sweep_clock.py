@@ -7,21 +7,11 @@ from pathlib import Path
 import pytest
 
 from tools.lib import sweep_clock
-from tools.lib.sweep_clock import Mode, library, sweep
-from tools.lib.sweeps import Unavailable
-
-
-def needs_faketime() -> None:
-    """Skip the test where it is missing."""
-    try:
-        library()
-    except Unavailable as lack:
-        pytest.skip(str(lack))
+from tools.lib.sweep_clock import Mode, sweep
 
 
 @pytest.mark.parametrize(("leap", "mode"), [("-1 h", "running"), ("+10 d", "running"), ("+1 d", "restart")])
 def test_the_clock_is_set(tmp_path: Path, leap: str, mode: Mode) -> None:
-    needs_faketime()
     played, faults = sweep(tmp_path, [(leap, mode)], lambda _: None)
     assert faults == []
     assert len(played[0].ids) == 3 * sweep_clock.MESSAGES
@@ -29,7 +19,6 @@ def test_the_clock_is_set(tmp_path: Path, leap: str, mode: Mode) -> None:
 
 def test_a_message_that_expires_by_a_leap_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop of five days is taken for one, and stands in for a server that knows no leaps."""
-    needs_faketime()
     monkeypatch.setitem(sweep_clock.LEAPS, "+5 d", 5 * 86400)
     _, faults = sweep(tmp_path, [("+5 d", "restart")], lambda _: None)
     assert "+5 d, restart: a bounce before its time" in faults

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +13,13 @@ import pytest
 from tools.lib.crash_disks import lack
 from tools.lib.crash_verdict import Copy, Sent
 from tools.lib.soak_books import Books
-from tools.lib.soak_clock import Clock, wrong
 from tools.lib.soak_queue import GRACE, corrupt, left, set_aside
 from tools.lib.soak_schedule import ENDS_ALL, ENDS_NONE, ENDS_SOME, ERA, KINDS, SPAN, Harm, schedule
 from tools.lib.soak_stage import Stage
 from tools.lib.soak_vitals import ENOUGH, WARM, Vital, growth, slope
 from tools.lib.sweep_power import libeatmydata
 from tools.lib.sweep_soak import SoakSweep
+from tools.lib.wrong_clock import Clock, reader
 
 needs_disks = pytest.mark.skipif(bool(lack()), reason=lack() or "-")
 
@@ -81,12 +82,20 @@ def test_what_is_late_or_in_corrupt_without_a_reason_is_noticed(tmp_path: Path) 
 
 def test_a_clock_is_wrong_by_what_its_file_says(tmp_path: Path) -> None:
     clock = Clock(tmp_path / "clock")
-    now = wrong(str(clock.path))
-    assert abs(now() - time.time()) < 5
+    off = reader(str(clock.path))
+    assert off() == 0.0
     clock.set_by(3600.0)
     clock.set_by(-20.0)
-    assert abs(now() - time.time() - 3580) < 5
-    assert abs(clock.now() - now()) < 5
+    assert off() == 3580.0
+    assert abs(clock.now() - time.time() - 3580) < 5
+    program = tmp_path / "program"
+    program.write_text(
+        "import time\nprint(time.time() - time.clock_gettime(time.CLOCK_REALTIME), time.time_ns() // 10**9 - int(time.time()))"
+    )
+    says = subprocess.run([*clock.prefix(), str(program)], capture_output=True, text=True, check=True, timeout=20).stdout
+    wrong, between = says.split()
+    assert abs(float(wrong) - 3580) < 1
+    assert abs(int(between)) <= 1
 
 
 def test_a_schedule_follows_from_its_seed_and_its_era() -> None:

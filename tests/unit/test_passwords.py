@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtad import passwords as passwords_module
+from mtad import followed
 from mtad.errors import ConfigError
 from mtad.passwords import (
     Passwords,
@@ -37,7 +37,7 @@ SECRET = b"x" * 32
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look for changes at every lookup."""
-    monkeypatch.setattr(passwords_module, "CHECK_INTERVAL", 0.0)
+    monkeypatch.setattr(followed, "CHECK_INTERVAL", 0.0)
 
 
 def load(path: Path, text: str) -> Passwords:

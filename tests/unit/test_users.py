@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtad import users as users_module
+from mtad import followed
 from mtad.address import Address
 from mtad.config_rules import is_user_name
 from mtad.errors import ConfigError
@@ -23,7 +23,7 @@ DOMAINS = ("example.org", "example.net")
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look for changes at every lookup."""
-    monkeypatch.setattr(users_module, "CHECK_INTERVAL", 0.0)
+    monkeypatch.setattr(followed, "CHECK_INTERVAL", 0.0)
 
 
 def load(path: Path, text: str) -> Users:
@@ -141,7 +141,7 @@ def test_the_file_is_looked_at_once_in_a_while_only(tmp_path: Path) -> None:
     users = load(path, "a : a@example.org\n")
     path.write_text("b : b@example.org\n")
     assert users.lookup(Address("b", "example.org")) is None
-    users.refresh()
+    users.file.refresh()
     assert users.lookup(Address("b", "example.org")) == "b"
 
 

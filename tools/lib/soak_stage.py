@@ -32,10 +32,10 @@ from tools.lib.crash_load import Moods
 from tools.lib.crash_peers import peers
 from tools.lib.small_disk import SmallDisk
 from tools.lib.soak_books import Books
-from tools.lib.soak_clock import Clock
 from tools.lib.soak_line import own_line
 from tools.lib.sweep_power import end, start
 from tools.lib.sweeps import Unavailable
+from tools.lib.wrong_clock import Clock
 
 #: Seconds in which a server that is ended is up again, also when its disk is in trouble at first.
 UP: Final = 40.0

@@ -1,7 +1,7 @@
 """The sweep ``clock``: the wall's clock is set, while the server runs and while it is stopped.
 
-The server runs under libfaketime, which a file tells by how much the clock is wrong; the monotonic clock is left alone. A
-round sends messages that are put off, sets the clock, and looks:
+The server runs with a clock of its own (`tools.lib.wrong_clock`). A round sends messages that are put off, sets the clock,
+and looks:
 
 - nothing bounces: what is put off for ever is tried again and stays in the queue. Only a server that was started later
   than the life of a message gives it up, and that after one more attempt;
@@ -27,7 +27,8 @@ from tests.e2e.world import World
 from tests.peers.mx import OK, Actions, Mx, Say, Script
 from tests.site import await_value
 from tools.lib.crash_load import Moods
-from tools.lib.sweeps import Cell, SweepOptions, SweepResult, Unavailable, bar
+from tools.lib.sweeps import Cell, SweepOptions, SweepResult, bar
+from tools.lib.wrong_clock import Clock
 
 #: Seconds by which an attempt may come late.
 TICK: Final = 1.5
@@ -47,7 +48,6 @@ Mode = Literal["running", "restart"]
 #: All kinds of rounds.
 ROUNDS: Final[Sequence[tuple[str, Mode]]] = [(leap, mode) for leap in LEAPS for mode in ("running", "restart")]
 
-_LIBRARIES: Final = "/usr/lib/*/faketime/libfaketimeMT.so.1"
 _NOT_NOW: Final = "450 4.2.0 Not now"
 
 
@@ -60,18 +60,6 @@ class Gate(Moods):
     def __getitem__(self, recipient: str) -> Actions:
         kind = recipient.partition("-")[0]
         return Say(_NOT_NOW) if kind == "stay" or (kind == "gate" and not self.open) else OK
-
-
-def library() -> str:
-    """libfaketime.
-
-    Raises:
-        Unavailable: it is not installed.
-    """
-    found = sorted(Path("/").glob(_LIBRARIES.lstrip("/")))
-    if not found:
-        raise Unavailable("libfaketime is not installed")
-    return str(found[0])
 
 
 class Round:
@@ -87,7 +75,6 @@ class Round:
         self._faults = faults
         self._root = root
         self._gate = Gate()
-        self._off = root / "off"
 
     def run(self) -> None:
         """Do it.
@@ -96,17 +83,10 @@ class Round:
             AssertionError: the server does not start or does not stop.
         """
         self._root.mkdir(parents=True)
-        self._set(0)
+        self._clock = Clock(self._root / "off")
         retry = {"minimum": f"{_MINIMUM:g}s", "maximum": "30s", "lifetime": "5d", "destination_pause": "1s"}
         with World(self._root / "site", start=False, retry=retry) as world:
-            world.site.prefix = [
-                "env",
-                f"LD_PRELOAD={library()}",
-                f"FAKETIME_TIMESTAMP_FILE={self._off}",
-                "FAKETIME_NO_CACHE=1",
-                "FAKETIME_DONT_FAKE_MONOTONIC=1",
-                "NO_FAKE_STAT=1",
-            ]
+            world.site.prefix = self._clock.prefix()
             world.site.start()
             mx = world.mx(Script(rcpt=self._gate))
             self._play(world, mx, world.domain(mx))
@@ -175,9 +155,7 @@ class Round:
 
     def _set(self, off: int) -> None:
         """The clock is off by so many seconds from now on."""
-        new = self._off.with_name("new")
-        new.write_text(f"{off:+d}\n")
-        new.rename(self._off)
+        self._clock.set_by(off - self._clock.off)
 
     def _fault(self, what: str) -> None:
         self._faults.append(f"{self.leap}, {self.mode}: {what}")
@@ -202,7 +180,6 @@ def sweep(root: Path, rounds: Sequence[tuple[str, Mode]], say: Callable[[str], N
 
 def run(options: SweepOptions, say: Callable[[str], None]) -> SweepResult:
     """See the module."""
-    library()
     chance = random.Random(options.seed)
     rounds: list[tuple[str, Mode]] = []
     while len(rounds) < options.length:

@@ -1,9 +1,12 @@
-"""mtad with a wall's clock that can be set while it runs: for the sweep ``soak``.
+"""mtad with a wall's clock that can be set while it runs: for the sweeps ``clock`` and ``soak``.
 
-    python soak_clock.py FILE PROGRAM ARGUMENTS…
+    python wrong_clock.py FILE PROGRAM ARGUMENTS…
 
 FILE has the seconds by which the clock is wrong (`Clock` writes it); all processes see a change at once. The monotonic
 clock is left alone, and so are the times that the kernel gives to files, which are not those by which mtad goes.
+
+It is not libfaketime that does it, because that library also gets hold of how long threads wait for one another, and waits
+for Python's lock then take no time at all, or too much.
 """
 
 from __future__ import annotations
@@ -48,23 +51,25 @@ class Clock:
         return [sys.executable, __file__, str(self.path)]
 
 
-def wrong(path: str) -> Callable[[], float]:
-    """A clock that is wrong by what a file says."""
+def reader(path: str) -> Callable[[], float]:
+    """What says by how many seconds a clock is wrong now."""
     with open(path, "rb") as file:
         view = mmap.mmap(file.fileno(), _OFF.size, prot=mmap.PROT_READ)
-    right, unpack = time.time, _OFF.unpack_from
+    unpack = _OFF.unpack_from
 
-    def now() -> float:
-        off: float = unpack(view)[0]
-        return right() + off
+    def off() -> float:
+        seconds: float = unpack(view)[0]
+        return seconds
 
-    return now
+    return off
 
 
 def main(arguments: list[str]) -> None:
     """Become the program."""
     path, program, *_ = arguments
-    time.time = wrong(path)
+    off, right, right_ns = reader(path), time.time, time.time_ns
+    time.time = lambda: right() + off()
+    time.time_ns = lambda: right_ns() + int(off() * 1e9)
     sys.argv = arguments[1:]
     sys.path[0] = str(Path(program).parent)
     runpy.run_path(program, run_name="__main__")

@@ -1,0 +1,95 @@
+"""A small file that somebody may change while it is in use: read again when it has changed, by whichever thread asks first.
+
+    self._file = FollowedFile(path, "local.users", self._take, lambda text: warn(f"{text}; the old ones stay in force"))
+    self._file.read()        # at the start
+    self._file.follow()      # before each use: looks once a second at most
+
+A new file with a fault is told about, once for each change, and what was taken from the old one stays in force. A slower
+thread never puts what it has read in the place of what a faster one has read after it.
+
+Errors: ConfigError from `FollowedFile.read` only, when the file cannot be read, and from what takes its contents.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from mtad.errors import ConfigError, Problem
+
+#: How long, in seconds, a change of the file may go unnoticed.
+CHECK_INTERVAL: Final = 1.0
+
+_Signature = tuple[int, int, int, int]
+
+
+class FollowedFile:
+    """The file at ``path``; any thread may call any method."""
+
+    def __init__(
+        self, path: str, setting: str, take: Callable[[bytes | None], None], tell: Callable[[Problem], None]
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            path: of the file.
+            setting: of the configuration, where its name stands.
+            take: is given the contents of the file, None when there is none; what it raises is raised, or told.
+            tell: is given each fault that is found after the first reading.
+        """
+        self._path = path
+        self._setting = setting
+        self._take = take
+        self._tell = tell
+        self._signature: _Signature | None = None
+        self._reading = threading.Lock()
+        self._checked = 0.0
+
+    def read(self) -> None:
+        """Read it, whether it has changed or not.
+
+        Raises:
+            ConfigError: it cannot be read, or has a fault.
+        """
+        self._checked = time.monotonic()
+        # Looked at before the reading: a change in between is then found by the next look.
+        self._signature = self._look()
+        data: bytes | None = None
+        try:
+            with open(self._path, "rb") as file:
+                data = file.read()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise ConfigError([Problem(self._path, None, self._setting, str(error.strerror))]) from None
+        self._take(data)
+
+    def follow(self) -> None:
+        """Refresh, unless the last look was less than `CHECK_INTERVAL` ago."""
+        now = time.monotonic()
+        if now - self._checked >= CHECK_INTERVAL:
+            self._checked = now
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Read it if it has changed."""
+        with self._reading:
+            previous = self._signature
+            try:
+                if self._look() != previous:
+                    self.read()
+            except ConfigError as error:
+                if self._signature != previous:
+                    for problem in error.problems:
+                        self._tell(problem)
+
+    def _look(self) -> _Signature | None:
+        """What tells one state of the file from another; None when there is none."""
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return (found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)

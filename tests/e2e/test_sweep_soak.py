@@ -90,7 +90,7 @@ def test_a_clock_is_wrong_by_what_its_file_says(tmp_path: Path) -> None:
     assert abs(clock.now() - time.time() - 3580) < 5
     program = tmp_path / "program"
     program.write_text(
-        "import time\nprint(time.time() - time.clock_gettime(time.CLOCK_REALTIME), time.time_ns() // 10**9 - int(time.time()))"
+        "import time as t\nprint(t.time() - t.clock_gettime(t.CLOCK_REALTIME), t.time_ns() // 10**9 - int(t.time()))"
     )
     says = subprocess.run([*clock.prefix(), str(program)], capture_output=True, text=True, check=True, timeout=20).stdout
     wrong, between = says.split()

@@ -105,10 +105,11 @@ class Round:
         if self.mode == "restart":
             site.stop()
             self._set(LEAPS[self.leap])
+            self._gate.open = True  # what is due at the start may be tried before it is known that there was one
             site.start()
         else:
+            self._gate.open = True
             self._set(LEAPS[self.leap])
-        self._gate.open = True
         self.ids += [world.send(f"new-{number}@{domain}") for number in range(MESSAGES)]
         self._await(mx, "new", time.monotonic())
         if self.mode == "restart" and LEAPS[self.leap] < 0:

@@ -62,6 +62,9 @@ _QUIT_TIMEOUT: Final = 0.1
 #: Seconds to wait for what a server said before it closed on us.
 _LAST_WORDS: Final = 1.0
 
+#: Octets of replies that are taken at a time.
+_REPLIES: Final = 4096
+
 T = TypeVar("T")
 
 
@@ -257,7 +260,7 @@ class Session:
         remaining = timeout
         while True:
             try:
-                data = self._stream.receive(min(remaining, self._timeouts.turn))
+                data = self._stream.receive(min(remaining, self._timeouts.turn), _REPLIES)
             except TimedOut:
                 if monotonic() < end - 0.5:  # a turn is over, the time-out is not
                     remaining = end - monotonic()

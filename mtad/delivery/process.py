@@ -38,7 +38,7 @@ from mtad.delivery.smtp import SmtpTransport
 from mtad.delivery.transport import Task, Transport
 from mtad.delivery.watchdog import Watchdog, longest_wait
 from mtad.errors import QueueFileDamaged, QueueFileUnfinished
-from mtad.net.channels import MAX_PACKET, PacketSocket
+from mtad.net.channels import MAX_PACKET, PacketRoom, PacketSocket
 from mtad.net.listening import is_own_address, split_address
 from mtad.nexthop import Rules
 from mtad.outcome import Attempt, Deferred, Outcome
@@ -126,11 +126,12 @@ class Worker:
             raise
 
     def _serve(self) -> None:
+        room = PacketRoom()
         while True:
             with self._lock:
                 self._idle += 1
             try:
-                packet = self._channel.recv(MAX_PACKET)
+                packet = room.receive(self._channel)
             except OSError:
                 packet = b""
             with self._lock:

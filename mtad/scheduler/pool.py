@@ -25,7 +25,7 @@ import msgspec
 from mtad import log
 from mtad.delivery.jobs import ALIVE, Job, Result, job_encoder, result_decoder, stuck_jobs
 from mtad.host import words
-from mtad.net.channels import MAX_PACKET, PacketSocket, end_sending, packet_pair
+from mtad.net.channels import PacketRoom, PacketSocket, end_sending, packet_pair
 
 #: Seconds without any packet after which a process with work is taken for hung.
 SILENCE: Final = 60.0
@@ -92,6 +92,7 @@ class DeliveryPool:
         self._threads = threads
         self._run = run
         self._numbers = 0
+        self._room = PacketRoom()
         self._dying: list[Dying] = []
 
     def channels(self) -> dict[int, Slot]:
@@ -149,7 +150,7 @@ class DeliveryPool:
         """
         assert slot.channel is not None
         try:
-            packet = slot.channel.recv(MAX_PACKET)
+            packet = self._room.receive(slot.channel)
         except BlockingIOError:
             return None
         except OSError as fault:

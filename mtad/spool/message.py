@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import stat
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Final, Self
@@ -270,13 +272,23 @@ class OpenMessage:
         self.close()
 
 
+class _Room(threading.local):
+    """Where a thread reads a file of unknown size into: an object of `CHUNK` octets for each would fragment the memory."""
+
+    def __init__(self) -> None:
+        self.memory = memoryview(mmap.mmap(-1, CHUNK, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
+_room: Final = _Room()
+
+
 def read_message(fd: int) -> tuple[StoredMessage, bytes]:
     """Read head and history of an open queue file, and as much of its content as came with the first read.
 
     Raises:
         OSError, QueueFileUnfinished, QueueFileDamaged: see `OpenMessage.open`.
     """
-    data = os.pread(fd, CHUNK, 0)
+    data = bytes(_room.memory[: os.preadv(fd, [_room.memory], 0)])
     if len(data) == CHUNK:
         envelope_size = parse_preamble(data)[0]
         if PREAMBLE_SIZE + envelope_size + 1 > CHUNK:

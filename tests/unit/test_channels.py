@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import socket
 from pathlib import Path
@@ -14,6 +15,7 @@ from mtad.net.channels import (
     Counter,
     Lifeline,
     Mailslot,
+    PacketRoom,
     WakePipe,
     end_sending,
     notify,
@@ -45,6 +47,33 @@ def test_packets_keep_their_boundaries() -> None:
     theirs.close()
     end_sending(ours)  # nobody is there any more; not worth a word
     ours.close()
+
+
+def test_a_room_gives_each_packet_as_it_was_sent_and_grows_with_the_largest_only() -> None:
+    ours, theirs = packet_pair()
+    room = PacketRoom()
+    before = private_kib()
+    rooms = [PacketRoom() for _ in range(200)]
+    for packet in (b"one", b"x" * MAX_PACKET, b"two"):
+        ours.send(packet)
+        assert room.receive(theirs) == packet
+    for number, another in enumerate(rooms):
+        ours.send(b"%d" % number)
+        assert another.receive(theirs) == b"%d" % number
+    assert private_kib() - before < 200 * MAX_PACKET / 1024 / 4
+    theirs.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        room.receive(theirs)
+    ours.close()
+    assert room.receive(theirs) == b""
+    theirs.close()
+
+
+def private_kib() -> int:
+    """KiB of memory of this process alone."""
+    match = re.search(r"^RssAnon:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
+    assert match is not None
+    return int(match[1])
 
 
 def test_mailslot(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ FLOORS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"smtp", "dsn", "retry", "config", "configfile", "config_lines", "config_rules", "config_values"})
     | {"config_table", "reasons", "queue_causes", "queue_deferrals"},
     frozenset({"spool", "net", "tls", "resolver", "users", "log", "log_sinks", "metrics", "occupancy", "signals", "host"})
-    | {"passwords", "stable", "throttle"},
+    | {"followed", "passwords", "stable", "throttle"},
     frozenset({"nexthop", "policy", "routing", "runtime"}),
     frozenset({"session", "delivery"}),
     frozenset({"listener", "scheduler", "check", "explain"}),
@@ -46,7 +46,9 @@ NEIGHBOURS: Final = {
     # What durable means is said once, for whoever writes.
     "spool.message": {"stable"},
     "spool.queues": {"stable"},
-    "passwords": {"stable"},
+    # What a file says is followed in one way, whatever it says.
+    "users": {"followed"},
+    "passwords": {"followed", "stable"},
     "throttle": {"occupancy"},  # what counts as one client
     "tls.connection": {"net.connection"},  # it is one, and is made of one
     "tls.server": {"net.connection"},

@@ -30,11 +30,9 @@ from mtad.desk import (
 )
 from mtad.outcome import Deferred, Delivered, Failed, Outcome
 from mtad.scheduler import lanes as lanes_of
-from mtad.scheduler.active import ActiveMessage
-from mtad.scheduler.agenda import Agenda
+from mtad.scheduler.hand import Hand
 from mtad.scheduler.lane import Lane, LaneKey
 from mtad.scheduler.line import LaneJob
-from mtad.scheduler.moves import Moves
 from mtad.scheduler.orders import Orders
 from mtad.scheduler.views import view_delivering, view_lanes, view_waiting
 
@@ -55,26 +53,22 @@ class Clerk:
     def __init__(
         self,
         orders: Orders,
-        messages: Mapping[str, ActiveMessage],
+        hand: Hand,
         jobs: Mapping[int, tuple[Lane, LaneJob]],
         lanes: lanes_of.Lanes,
-        agenda: Agenda,
-        moves: Moves,
         lane_key: Callable[[str], LaneKey],
-        clock: Callable[[], float],
-        monotonic: Callable[[], float],
     ) -> None:
         """The scheduler's own tables and clocks; ``jobs`` are those under way, ``lane_key`` says where an address goes."""
         self._orders = orders
-        self._messages = messages
+        self._messages = hand.messages
         self._jobs = jobs
         self._lanes = lanes
-        self._agenda = agenda
-        self._moves = moves
+        self._agenda = hand.agenda
+        self._moves = hand.moves
         self._lane_key = lane_key
-        self._clock = clock
-        self._monotonic = monotonic
-        self._started = clock()
+        self._clock = hand.clock
+        self._monotonic = hand.monotonic
+        self._started = hand.clock()
         self._counts: dict[type[Outcome], int] = {Delivered: 0, Deferred: 0, Failed: 0}
 
     def count(self, outcomes: Sequence[tuple[int, Outcome]]) -> None:

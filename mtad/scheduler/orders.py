@@ -25,52 +25,35 @@ from collections.abc import Callable
 from mtad.desk import Order, Ordered, OrderName
 from mtad.errors import QueueFileDamaged, QueueFileUnfinished
 from mtad.scheduler.active import ActiveMessage
-from mtad.scheduler.agenda import Agenda
-from mtad.scheduler.events import Events
 from mtad.scheduler.files import Files
-from mtad.scheduler.moves import Moves
+from mtad.scheduler.hand import Hand
 from mtad.spool import orders
 from mtad.spool.orders import Unfit
-from mtad.spool.queues import Queue, Spool
+from mtad.spool.queues import Queue
 
 
 class Orders:
     """The orders of one scheduler."""
 
-    def __init__(
-        self,
-        spool: Spool,
-        events: Events,
-        moves: Moves,
-        files: Files,
-        messages: dict[str, ActiveMessage],
-        agenda: Agenda,
-        urgent: set[str],
-        resume: Callable[[str], None],
-        take: Callable[[Queue, str], None],
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, hand: Hand, files: Files, resume: Callable[[str], None], take: Callable[[Queue, str], None]) -> None:
         """Everything is the scheduler's own.
 
         Args:
-            spool, events, moves, files: what it works with.
-            messages: those in hand.
-            agenda: has those that are deferred.
-            urgent: those for which a suspended lane is no obstacle when they are taken in hand.
+            hand: what it has in hand.
+            files: reads and writes queue files.
             resume: reads a message of active that is not in hand, and goes on with it.
             take: claims one that is in another queue, and goes on with it.
-            clock: seconds since the epoch.
         """
-        self._spool = spool
-        self._events = events
-        self._moves = moves
+        self._spool = hand.spool
+        self._events = hand.events
+        self._moves = hand.moves
         self._files = files
-        self._messages = messages
-        self._agenda = agenda
-        self._urgent = urgent
+        self._messages = hand.messages
+        self._agenda = hand.agenda
+        self._urgent = hand.urgent
         self._resume = resume
         self._take = take
-        self._clock = clock
+        self._clock = hand.clock
         self._remembered: dict[str, OrderName] = {}
 
     def give(self, order: Order) -> Ordered:

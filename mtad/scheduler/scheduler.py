@@ -38,16 +38,15 @@ from mtad.outcome import Attempt, Deferred
 from mtad.progress import RecipientState, ordered
 from mtad.retry import JITTER, LONGEST_HINT, expired
 from mtad.scheduler.active import ActiveMessage
-from mtad.scheduler.agenda import Agenda
 from mtad.scheduler.desk import Clerk
 from mtad.scheduler.destinations import Destinations
 from mtad.scheduler.events import Events
 from mtad.scheduler.files import UNREADABLE, Files
+from mtad.scheduler.hand import Hand
 from mtad.scheduler.lane import Lane, LaneKey
 from mtad.scheduler.lanes import Lanes
 from mtad.scheduler.leaps import Leaps
 from mtad.scheduler.line import LaneJob
-from mtad.scheduler.moves import Moves
 from mtad.scheduler.orders import Orders
 from mtad.scheduler.settling import Settling
 from mtad.spool.queue_file import Head
@@ -82,59 +81,27 @@ class Scheduler:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """A scheduler with nothing in hand. ``clock``: seconds since the epoch; ``monotonic``: seconds since any time."""
+        hand = Hand(spool, events, clock, monotonic)
         self._config = config
         self._spool = spool
         self._events = events
         self._clock = clock
         self._monotonic = monotonic
-        self._messages: dict[str, ActiveMessage] = {}
+        self._messages = hand.messages
+        self._moves = hand.moves
+        self._urgent = hand.urgent
+        self._agenda = hand.agenda
         self._jobs: dict[int, tuple[Lane, LaneJob]] = {}
         self._backlog: deque[tuple[LaneJob, Deferred]] = deque()
-        self._moves = Moves(monotonic, events.warning)
         self._files = Files(spool, events, self._moves, self.restore, hold=config.retry.on_doubt == "hold")
-        self._urgent: set[str] = set()
-        self._agenda = Agenda()
         self._leaps = Leaps(clock, monotonic, self._agenda, events.warning)
         rules = Rules(config.delivery)
         places = config.delivery.processes * config.delivery.threads
         self._lanes = Lanes(rules, config.retry.destination_pause, config.retry.maximum, places)
         self._destinations = Destinations(rules, config.local.domains, self._lanes, monotonic)
-        self._orders = Orders(
-            spool,
-            events,
-            self._moves,
-            self._files,
-            self._messages,
-            self._agenda,
-            self._urgent,
-            self._resume,
-            self._take,
-            clock,
-        )
-        self._settling = Settling(
-            config.retry,
-            spool,
-            events,
-            self._moves,
-            self._files,
-            self._messages,
-            self._agenda,
-            self._orders,
-            self._queue,
-            self._leaps,
-            clock,
-        )
-        self.clerk = Clerk(
-            self._orders,
-            self._messages,
-            self._jobs,
-            self._lanes,
-            self._agenda,
-            self._moves,
-            self._destinations.key,
-            clock,
-            monotonic,
-        )
+        self._orders = Orders(hand, self._files, self._resume, self._take)
+        self._settling = Settling(config.retry, hand, self._files, self._orders, self._queue, self._leaps)
+        self.clerk = Clerk(self._orders, hand, self._jobs, self._lanes, self._destinations.key)
 
     def __len__(self) -> int:
         """How many messages are in hand."""

@@ -15,15 +15,13 @@ from mtad.desk import Order
 from mtad.outcome import Failed
 from mtad.retry import Bounce, Done, Kept, RetryAt, settle
 from mtad.scheduler.active import ActiveMessage
-from mtad.scheduler.agenda import Agenda
-from mtad.scheduler.events import Events
 from mtad.scheduler.files import Files
+from mtad.scheduler.hand import Hand
 from mtad.scheduler.lane import LaneKey
 from mtad.scheduler.leaps import Leaps
 from mtad.scheduler.line import LaneJob
-from mtad.scheduler.moves import Moves
 from mtad.scheduler.orders import Orders
-from mtad.spool.queues import Queue, Spool
+from mtad.spool.queues import Queue
 
 
 class Settling:
@@ -32,29 +30,24 @@ class Settling:
     def __init__(
         self,
         retry: Retry,
-        spool: Spool,
-        events: Events,
-        moves: Moves,
+        hand: Hand,
         files: Files,
-        messages: dict[str, ActiveMessage],
-        agenda: Agenda,
         orders: Orders,
         queue: Callable[[LaneKey, LaneJob], None],
         leaps: Leaps,
-        clock: Callable[[], float],
     ) -> None:
-        """``messages`` are those in hand, the scheduler's own table; ``queue`` gives a job to its lane."""
+        """``hand`` is the scheduler's own; ``queue`` gives a job to its lane."""
         self._retry = retry
-        self._spool = spool
-        self._events = events
-        self._moves = moves
+        self._spool = hand.spool
+        self._events = hand.events
+        self._moves = hand.moves
         self._files = files
-        self._messages = messages
-        self._agenda = agenda
+        self._messages = hand.messages
+        self._agenda = hand.agenda
         self._orders = orders
         self._queue = queue
         self._leaps = leaps
-        self._clock = clock
+        self._clock = hand.clock
         self.random = random.Random()
         """For the jitter of next attempts."""
 

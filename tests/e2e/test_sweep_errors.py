@@ -85,5 +85,5 @@ def test_everything_that_must_not_happen_is_a_fault() -> None:
     bad = Verdict(1, 1, {}, ("a",), ("b",), ("c",), ("d",), ("e",))
     found = Tried(point, Call(7, "fsync", "/x"), 0, bad, ("f",)).faults
     assert [fault.removeprefix("EIO at call 7 of the delivery (fsync /x): ") for fault in found] == [
-        "f", "lost: a", "torn: b", "twice: c", "twice: d", "stuck: e",
+        "f", "lost: a", "torn: b", "twice without a word: d", "stuck: e", "twice: c",
     ]  # fmt: skip

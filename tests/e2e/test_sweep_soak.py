@@ -176,7 +176,7 @@ def test_a_copy_too_many_needs_a_word(books: Books) -> None:
     account, _ = books.settle([_TAKEN, _WAITS], "", ())  # once more, as the log had said
     assert (account.in_doubt, account.refused, account.faults) == (1, 0, ())
     account, _ = books.settle([_TAKEN, _WAITS], "", ())
-    assert account.faults == ("twice: 1-1 Q1 for a: exchanger exchanger exchanger",)
+    assert account.faults == ("twice without a word: 1-1 Q1 for a: exchanger exchanger exchanger",)
 
 
 def test_what_was_not_noted_excuses_a_copy_only_together_with_a_death_after_it_was_sent(books: Books) -> None:
@@ -185,7 +185,7 @@ def test_what_was_not_noted_excuses_a_copy_only_together_with_a_death_after_it_w
     account, _ = books.settle([_TAKEN, _WAITS], _UNNOTED, ())
     assert account.faults == ()
     account, _ = books.settle([_TAKEN, _WAITS], "", ())
-    assert account.faults == ("twice: 1-1 Q1 for a: exchanger exchanger",)
+    assert account.faults == ("twice without a word: 1-1 Q1 for a: exchanger exchanger",)
     books.died()
     account, _ = books.settle([_WAITS], "", ())
     assert (account.in_doubt, account.refused, account.faults) == (0, 1, ())

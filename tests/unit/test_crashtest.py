@@ -19,7 +19,7 @@ from tests.peers.mx import OK, Say, Transaction
 from tools.lib.crash_finds import at_exchanger, in_maildirs, in_report, in_spool
 from tools.lib.crash_load import DOMAIN, Ledger, Moods, compose
 from tools.lib.crash_run import schedule
-from tools.lib.crash_verdict import Copy, Sent, digest, doubts, identify, judge, table
+from tools.lib.crash_verdict import Copy, Sent, Verdict, digest, doubts, identify, judge, table, totals
 
 SENT = Sent("0-1", "s@x", ("a@x", "b@x"), "d", "Q1")
 A = Copy("0-1", "a@x", "maildir", "d", "Q1")
@@ -42,6 +42,16 @@ def test_each_place_is_good(place: str) -> None:
 
 def test_a_report_is_good_without_a_body() -> None:
     assert judge([SENT], [A, Copy("0-1", "b@x", "report")], {}).good
+
+
+def test_what_is_broken_is_told_and_what_is_in_doubt_only_where_nothing_may_be() -> None:
+    bad = Verdict(1, 1, {}, ("a",), ("b",), ("c",), ("d",), ("e",))
+    broken = ["lost: a", "torn: b", "twice without a word: d", "stuck: e"]
+    assert bad.broken() == broken
+    assert bad.broken(doubtful=False) == [*broken, "twice: c"]
+    assert not bad.good
+    counts = {"acknowledged": 2, "lost": 2, "torn": 2, "twice, in doubt": 2, "twice without a word": 2, "stuck": 2}
+    assert totals([bad, bad]) == counts
 
 
 def test_lost_is_a_recipient_that_is_nowhere() -> None:

@@ -73,7 +73,14 @@ class Verdict(msgspec.Struct, frozen=True):
     @property
     def good(self) -> bool:
         """Whether the promises were kept."""
-        return not (self.lost or self.torn or self.unexplained or self.stuck)
+        return not self.broken()
+
+    def broken(self, *, doubtful: bool = True) -> list[str]:
+        """The promises that were broken, a line each; without ``doubtful`` nothing was allowed to be in doubt."""
+        kinds = {"lost": self.lost, "torn": self.torn, "twice without a word": self.unexplained, "stuck": self.stuck}
+        if not doubtful:
+            kinds["twice"] = self.explained
+        return [f"{kind}: {entry}" for kind, entries in kinds.items() for entry in entries]
 
 
 def digest(body: bytes) -> str:
@@ -148,6 +155,19 @@ def judge(
         tuple(unexplained),
         tuple(stuck),
     )
+
+
+def totals(verdicts: Iterable[Verdict]) -> dict[str, int]:
+    """What a table says of them all."""
+    every = list(verdicts)
+    return {
+        "acknowledged": sum(verdict.messages for verdict in every),
+        "lost": sum(len(verdict.lost) for verdict in every),
+        "torn": sum(len(verdict.torn) for verdict in every),
+        "twice, in doubt": sum(len(verdict.explained) for verdict in every),
+        "twice without a word": sum(len(verdict.unexplained) for verdict in every),
+        "stuck": sum(len(verdict.stuck) for verdict in every),
+    }
 
 
 def table(verdict: Verdict, most: int = 20) -> str:

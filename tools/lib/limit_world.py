@@ -144,16 +144,7 @@ class LimitWorld:
             self.stop()
         copies = [*in_maildirs(self.site.mail_root), *in_spool(self.site.spool_path), *self._peers.copies()]
         verdict = judge(self.ledger.messages(), copies, doubts(self.site.log()), stuck)
-        faults = [
-            f"{kind}: {entry}"
-            for kind, entries in (
-                ("lost", verdict.lost),
-                ("torn", verdict.torn),
-                ("twice without a word", verdict.unexplained),
-                ("stuck", verdict.stuck),
-            )
-            for entry in entries
-        ]
+        faults = verdict.broken()
         faults += [_blamed(copy) for copy in copies if copy.place == "report" and not copy.recipient.startswith("never-")]
         return verdict, [*faults, *[f"log: {line}" for line in self.site.log().splitlines() if "panic" in line][:5]]
 

@@ -205,13 +205,7 @@ def load(
                 site.stop()
     copies = [*in_maildirs(site.mail_root), *in_spool(site.spool_path), *at_exchanger(exchanger.messages)]
     verdict = judge(ledger.messages(), copies, doubts(site.log()) + log.doubts, stuck)
-    for kind, entries in (
-        ("lost", verdict.lost),
-        ("torn", verdict.torn),
-        ("twice without a word", verdict.unexplained),
-        ("stuck", verdict.stuck),
-    ):
-        faults += [f"{how}: {kind}: {entry}" for entry in entries]
+    faults += [f"{how}: {text}" for text in verdict.broken()]
     if "panic" in site.log():
         faults.append(f"{how}: the log has a panic")
     return Outcome(verdict, len(ledger.messages()), tuple(faults), released)

@@ -20,10 +20,7 @@ from typing import Final
 import msgspec
 
 from tools.lib.crash_load import Ledger
-from tools.lib.crash_verdict import Copy, Sent, Verdict, doubts, judge
-
-#: What of an account is a broken promise.
-BROKEN: Final = ("lost", "torn", "twice", "stuck")
+from tools.lib.crash_verdict import Copy, Sent, doubts, judge
 
 _UNNOTED: Final = re.compile(r"\]: (\w+): warning: cannot be noted in the queue file: ")
 
@@ -98,7 +95,7 @@ class Books(Ledger):
         excused = len(first.unexplained) - len(second.unexplained)
         messages = sum(1 for message in sent if message.queue_id and message.id not in queued)
         account = Account(
-            messages, len(second.lost), len(second.torn), len(first.explained), excused, tuple(_faults(second))
+            messages, len(second.lost), len(second.torn), len(first.explained), excused, tuple(second.broken())
         )
         return account, queued
 
@@ -135,8 +132,3 @@ class Books(Ledger):
                     self._forgotten += bool(message.queue_id)
                     del self._messages[message.id]
                     del self._born[message.id]
-
-
-def _faults(verdict: Verdict) -> list[str]:
-    kinds = zip(BROKEN, (verdict.lost, verdict.torn, verdict.unexplained, verdict.stuck), strict=True)
-    return [f"{word}: {entry}" for word, entries in kinds for entry in entries]

@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from tools.lib.call_world import KINDS, ROLES, CallWorld, Role
-from tools.lib.crash_verdict import Verdict
+from tools.lib.crash_verdict import Verdict, totals
 from tools.lib.injection import Call, Injection
 from tools.lib.sweeps import Say, SweepOptions, SweepResult, bar
 
@@ -50,17 +50,10 @@ class Tried(msgspec.Struct, frozen=True):
 
     def faults(self, limit: float = SERVING) -> list[str]:
         """The promises that were broken; ``limit`` in seconds, for serving again."""
-        verdict = self.verdict
         found = [*self.wrong]
         if self.serving > limit:
             found.append(f"serving again only after {self.serving:.1f} s")
-        for what, entries in (
-            ("lost", verdict.lost),
-            ("torn", verdict.torn),
-            ("twice without a word", verdict.unexplained),
-            ("stuck", verdict.stuck),
-        ):
-            found += [f"{what}: {entry}" for entry in entries]
+        found += self.verdict.broken()
         at = f"{self.hit.call} {self.hit.where}" if self.hit else "no call"
         return [f"{self.point.role} killed before call {self.point.number} ({at}): {text}" for text in found]
 
@@ -175,16 +168,10 @@ def run(options: SweepOptions, say: Say) -> SweepResult:
 
 def row(role: Role, count: int, tried: Sequence[Tried]) -> dict[str, int | float | str]:
     """A line of the table."""
-    verdicts = [one.verdict for one in tried]
     return {
         "process": role,
         "calls": count,
         "kills": sum(one.hit is not None for one in tried),
-        "acknowledged": sum(verdict.messages for verdict in verdicts),
-        "lost": sum(len(verdict.lost) for verdict in verdicts),
-        "torn": sum(len(verdict.torn) for verdict in verdicts),
-        "twice, in doubt": sum(len(verdict.explained) for verdict in verdicts),
-        "twice without a word": sum(len(verdict.unexplained) for verdict in verdicts),
-        "stuck": sum(len(verdict.stuck) for verdict in verdicts),
+        **totals(one.verdict for one in tried),
         "serving again, longest, s": max((one.serving for one in tried), default=0.0),
     }

@@ -35,7 +35,7 @@ from tools.lib.crash_disks import own_mounts
 from tools.lib.crash_finds import at_exchanger, in_maildirs, in_spool
 from tools.lib.crash_load import DOMAIN, MOODY, SENDERS, STEADY, USERS, Client, Ledger, Moods, compose
 from tools.lib.crash_run import drain
-from tools.lib.crash_verdict import Copy, Sent, Verdict, doubts, judge
+from tools.lib.crash_verdict import Copy, Sent, Verdict, doubts, judge, totals
 from tools.lib.disk_looks import arrived, lasting, older, transact
 from tools.lib.small_disk import SmallDisk
 from tools.lib.sweeps import Cell, SweepOptions, SweepResult, bar
@@ -164,13 +164,7 @@ class DiskSweep:
 
     def _conclude(self, copies: Sequence[Copy], site: Site) -> None:
         assert self.verdict is not None
-        for kind, entries in (
-            ("lost", self.verdict.lost),
-            ("torn", self.verdict.torn),
-            ("twice without a word", self.verdict.unexplained),
-            ("stuck", self.verdict.stuck),
-        ):
-            self.faults += [f"{kind}: {entry}" for entry in entries]
+        self.faults += self.verdict.broken()
         found = {copy.id: copy.place for copy in copies}
         self.faults += [
             f"refused with {answer}, and found in {found[name]}: {name}"
@@ -361,11 +355,7 @@ def run(options: SweepOptions, say: Callable[[str], None]) -> SweepResult:
         {
             "trouble": "all",
             "rounds": options.length,
-            "acknowledged": verdict.messages,
-            "lost": len(verdict.lost),
-            "torn": len(verdict.torn),
-            "twice, in doubt": len(verdict.explained),
-            "twice without a word": len(verdict.unexplained),
+            **totals([verdict]),
         }
     )
     return SweepResult(rows, sweep.faults)

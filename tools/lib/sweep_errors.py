@@ -65,15 +65,7 @@ class Tried(msgspec.Struct, frozen=True):
     @property
     def faults(self) -> list[str]:
         """The promises that were broken."""
-        verdict = self.verdict
-        found = [*self.wrong]
-        for what, entries in (
-            ("lost", verdict.lost),
-            ("torn", verdict.torn),
-            ("twice", (*verdict.explained, *verdict.unexplained)),
-            ("stuck", verdict.stuck),
-        ):
-            found += [f"{what}: {entry}" for entry in entries]
+        found = [*self.wrong, *self.verdict.broken(doubtful=False)]
         point = self.point
         at = f"{self.hit.call} {self.hit.where}" if self.hit else "no call"
         return [f"{point.error} at call {point.number} of the {point.role} ({at}): {text}" for text in found]

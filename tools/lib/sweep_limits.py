@@ -32,6 +32,7 @@ from typing import Final
 
 from tests.procs import alive
 from tests.site import await_value
+from tools.lib.crash_verdict import totals
 from tools.lib.flood_clients import descriptors_for
 from tools.lib.limit_guests import Guest
 from tools.lib.limit_play import FULL, MOST, TALKERS, LimitPlay
@@ -302,6 +303,5 @@ def run(options: SweepOptions, say: Callable[[str], None]) -> SweepResult:
         }
         for name, tally in sweep.tallies.items()
     ]
-    say(f"{verdict.messages} messages acknowledged, {len(verdict.lost)} lost, {len(verdict.torn)} torn")
-    say(f"{len(verdict.explained)} twice in doubt, {len(verdict.unexplained)} twice without a word")
+    rows.append({"at its end": "all", **totals([verdict])})
     return SweepResult(rows, sweep.faults)

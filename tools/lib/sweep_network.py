@@ -16,6 +16,7 @@ The unit of its length is a cut; all of them, when there are no more than that.
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -43,6 +44,8 @@ _SHORTEST_LINE: Final = 5.0
 _LONGEST_LINE: Final = 60.0
 #: Dialogues without harm have the first numbers.
 _CLEAN: Final = 100
+#: The number of a case, in the name of its messages.
+_CASE: Final = re.compile(r"\bc(\d+)-\d")
 
 Choose = Callable[[Sequence[Case]], Sequence[Case]]
 
@@ -135,13 +138,7 @@ class CutSweep:
         sent = world.ledger.messages()
         text = world.site.log()
         verdict = self.verdict = judge(sent, copies, doubts(text) + world.log.doubts, stuck)
-        for kind, entries in (
-            ("lost", verdict.lost),
-            ("torn", verdict.torn),
-            ("twice without a word", verdict.unexplained),
-            ("stuck", verdict.stuck),
-        ):
-            self.faults += [f"{kind}: {entry}, {_case_of(entry, cases)}" for entry in entries]
+        self.faults += [f"{text}, {_case_of(text, cases)}" for text in verdict.broken()]
         for entry in verdict.explained:
             case = _case_of(entry, cases)
             if case is None or not case.uncertain:
@@ -189,9 +186,9 @@ class CutSweep:
 
 
 def _case_of(entry: str, cases: dict[int, Case]) -> Case | None:
-    """The case of a message, by the beginning of what is said of it."""
-    number = entry.partition("-")[0].removeprefix("c")
-    return cases.get(int(number)) if number.isdigit() else None
+    """The case of a message, by what is said of it."""
+    match = _CASE.search(entry)
+    return cases.get(int(match[1])) if match is not None else None
 
 
 def sample(seed: int, length: int) -> Choose:

@@ -34,7 +34,7 @@ from tools.lib.crash_finds import in_maildirs, in_spool
 from tools.lib.crash_load import Ledger, compose
 from tools.lib.crash_peers import peers
 from tools.lib.crash_run import drain
-from tools.lib.crash_verdict import Verdict, doubts, judge
+from tools.lib.crash_verdict import Verdict, doubts, judge, totals
 from tools.lib.sweeps import Cell, SweepOptions, SweepResult, bar
 
 Kind = Literal["SIGTERM", "SIGHUP"]
@@ -240,13 +240,7 @@ class ReloadSweep:
                     site.stop()
             copies = [*in_maildirs(site.mail_root), *in_spool(site.spool_path), *world.copies()]
             self.verdict = judge(ledger.messages(), copies, doubts(site.log()), stuck)
-            for kind, entries in (
-                ("lost", self.verdict.lost),
-                ("torn", self.verdict.torn),
-                ("twice", (*self.verdict.unexplained, *self.verdict.explained)),
-                ("stuck", self.verdict.stuck),
-            ):
-                self.faults += [f"{kind}: {entry}" for entry in entries]
+            self.faults += self.verdict.broken(doubtful=False)
             if "panic" in site.log():
                 self.faults.append("the log has a panic")
 
@@ -354,5 +348,5 @@ def run(options: SweepOptions, say: Callable[[str], None]) -> SweepResult:
         }
         for kind, outcomes in sweep.outcomes.items()
     ]
-    say(f"{verdict.messages} messages acknowledged, {len(verdict.lost)} lost, {len(verdict.torn)} torn")
+    rows.append({"signal": "all", **totals([verdict])})
     return SweepResult(rows, sweep.faults)

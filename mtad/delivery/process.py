@@ -53,6 +53,8 @@ from mtad.spool.queues import Queue, Spool
 _STACK: Final = 512 * 1024
 #: Seconds between two looks for connections that nobody has reused.
 _TICK: Final = 1.0
+#: What it is when the machine gives no thread, or no memory for one.
+_NO_THREAD: Final = (RuntimeError, OSError)
 
 
 class _Unnoted(OSError):
@@ -107,7 +109,7 @@ class Worker:
             return True
         try:
             self._add_thread()
-        except RuntimeError as fault:
+        except _NO_THREAD as fault:
             if not self._starved:
                 log.warning(f"no thread for deliveries, they wait: {fault}")
             self._starved = True
@@ -118,15 +120,20 @@ class Worker:
         self._send(sign_of_life(self._watchdog.look()))
 
     def _add_thread(self) -> None:
+        """Start a thread, with all that it needs before its first job.
+
+        Raises:
+            RuntimeError, OSError: the machine gives none, or no memory for it.
+        """
+        room = PacketRoom()
         self._threads += 1
         try:
-            threading.Thread(target=self._serve, name="delivery", daemon=True).start()
+            threading.Thread(target=self._serve, args=(room,), name="delivery", daemon=True).start()
         except RuntimeError:
             self._threads -= 1
             raise
 
-    def _serve(self) -> None:
-        room = PacketRoom()
+    def _serve(self, room: PacketRoom) -> None:
         while True:
             with self._lock:
                 self._idle += 1
@@ -144,7 +151,7 @@ class Worker:
                 if not self._idle:
                     try:
                         self._add_thread()
-                    except RuntimeError as fault:
+                    except _NO_THREAD as fault:
                         log.warning(f"no thread for the next delivery, it waits for one that ends: {fault}")
             self._answer(job_decoder.decode(packet))
 

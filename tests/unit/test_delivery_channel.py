@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
@@ -93,14 +94,26 @@ def test_a_bug_outside_of_a_transport_is_answered_and_the_thread_lives_on(
     assert BROKEN in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("place", "name", "fault"),
+    [
+        (threading.Thread, "start", RuntimeError("can't start new thread")),
+        (process, "PacketRoom", OSError(errno.ENOMEM, "Cannot allocate memory")),
+    ],
+)
 def test_a_machine_without_threads_makes_jobs_wait(
-    running: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    running: World,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    place: object,
+    name: str,
+    fault: Exception,
 ) -> None:
-    def refuse(_self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+    def refuse(*_: object) -> None:
+        raise fault
 
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
+        patch.setattr(place, name, refuse)
         for number in range(5):
             running.send(running.message(), number)
         assert sorted(running.hear().number for _ in range(5)) == list(range(5))

@@ -272,8 +272,8 @@ class Limits(_Section, frozen=True):
     stress_timeout: Annotated[
         Duration,
         _seconds(
-            "While more than two thirds of `connections` are in use no deadline of a command, of a handshake, or of "
-            "silence in content is longer."
+            "From when more than two thirds of `connections` are in use until fewer than half are, no deadline of a "
+            "command, of a handshake, or of silence in content is longer."
         ),
     ] = Duration(10.0)
     stress_bad_commands: Annotated[

@@ -46,7 +46,10 @@ def test_a_sweep_without_a_place_gets_one_at_the_end(tmp_path: Path) -> None:
     assert path.read_text() == once
 
 
-@pytest.mark.parametrize("arguments", [["--write"], ["--length", "3"], ["nothing"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--write"], ["--length", "3"], ["nothing"], ["power", "--break", "lose"], ["clock", "--kills", "3"]],
+)
 def test_what_makes_no_sense_is_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         crash_cli.parse(arguments)

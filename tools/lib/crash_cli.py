@@ -11,12 +11,16 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from tools.lib.crash_report import write
 from tools.lib.crash_run import CrashTest
 from tools.lib.crash_verdict import table
 from tools.lib.sweeps import SWEEPS, SweepOptions, Unavailable, markdown
 from tools.lib.sweeps import run as run_sweep
+
+#: Options of the kills, which a sweep does not have, and what they are unless told otherwise.
+_OF_KILLS: Final = {"kills": 50, "clients": 6, "pause": 0.03, "break": ""}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -35,25 +39,30 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "sweep", nargs="?", choices=(*SWEEPS, "all"), metavar="SWEEP", help="one of those below, or all; without it, kills"
     )
     parser.add_argument("--length", type=int, help="how much of a sweep to do, in its unit; see below")
-    parser.add_argument("--kills", type=int, default=50, help="how often (%(default)s)")
+    parser.add_argument("--kills", type=int, help=f"how often (kills only; {_OF_KILLS['kills']})")
     parser.add_argument("--seed", type=int, help="repeat the schedule of an earlier run; by default a new one")
-    parser.add_argument("--clients", type=int, default=6, help="clients that send at a time (%(default)s)")
+    parser.add_argument("--clients", type=int, help=f"clients that send at a time (kills only; {_OF_KILLS['clients']})")
     parser.add_argument(
-        "--pause", type=float, default=0.03, help="mean seconds between two messages of a client (%(default)s)"
+        "--pause",
+        type=float,
+        help=f"mean seconds between two messages of a client (kills only; {_OF_KILLS['pause']})",
     )
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="the disk to use (%(default)s)")
     parser.add_argument("--write", action="store_true", help="put the table of a sweep into docs/reliability.md")
     parser.add_argument("--keep", action="store_true", help="keep everything afterwards, also when all is well")
     parser.add_argument(
         "--break",
-        dest="broken",
         choices=("lose", "tear", "twice"),
-        default="",
-        help="do this on purpose, to see that it is noticed",
+        help="do this on purpose, to see that it is noticed (kills only)",
     )
     options = parser.parse_args(arguments)
     if not options.sweep and (options.write or options.length is not None):
         parser.error("--write and --length need a sweep")
+    for name, usual in _OF_KILLS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, usual)
+        elif options.sweep:
+            parser.error(f"--{name} is for kills only, and not for a sweep")
     return options
 
 
@@ -102,7 +111,7 @@ def _kills(seed: int, options: argparse.Namespace) -> int:
     root = Path(tempfile.mkdtemp(prefix="mtad-crash-", dir=options.directory))
     _say(f"seed {seed}, {options.kills} kills, in {root}")
     test = CrashTest(
-        root, seed, options.kills, clients=options.clients, pause=options.pause, broken=options.broken, say=_say
+        root, seed, options.kills, clients=options.clients, pause=options.pause, broken=getattr(options, "break"), say=_say
     )
     try:
         verdict = test.run()

@@ -4,8 +4,9 @@
     self._file.read()        # at the start
     self._file.follow()      # before each use: looks once a second at most
 
-A new file with a fault is told about, once for each change, and what was taken from the old one stays in force. A slower
-thread never puts what it has read in the place of what a faster one has read after it.
+A new file with a fault is told about, once for each change, and what was taken from the old one stays in force. One that
+cannot be read (no permission, no descriptor left) is told about once, too, and is tried again at each look. A slower thread
+never puts what it has read in the place of what a faster one has read after it.
 
 Errors: ConfigError from `FollowedFile.read` only, when the file cannot be read, and from what takes its contents.
 """
@@ -23,7 +24,10 @@ from mtad.errors import ConfigError, Problem
 #: How long, in seconds, a change of the file may go unnoticed.
 CHECK_INTERVAL: Final = 1.0
 
-_Signature = tuple[int, int, int, int]
+_Signature = tuple[int, ...]
+
+#: That of a file that could not be read: no file has it, so it is read at the next look.
+_UNREAD: Final[_Signature] = ()
 
 
 class FollowedFile:
@@ -45,6 +49,7 @@ class FollowedFile:
         self._take = take
         self._tell = tell
         self._signature: _Signature | None = None
+        self._told: tuple[_Signature | None, list[str]] = (None, [])
         self._reading = threading.Lock()
         self._checked = 0.0
 
@@ -63,8 +68,10 @@ class FollowedFile:
                 data = file.read()
         except FileNotFoundError:
             pass
-        except OSError as error:
-            raise ConfigError([Problem(self._path, None, self._setting, str(error.strerror))]) from None
+        except (OSError, MemoryError) as error:
+            self._signature = _UNREAD
+            why = error.strerror if isinstance(error, OSError) else ""
+            raise ConfigError([Problem(self._path, None, self._setting, why or "cannot be read")]) from None
         self._take(data)
 
     def follow(self) -> None:
@@ -77,14 +84,18 @@ class FollowedFile:
     def refresh(self) -> None:
         """Read it if it has changed."""
         with self._reading:
-            previous = self._signature
+            if self._look() == self._signature:
+                return
             try:
-                if self._look() != previous:
-                    self.read()
+                self.read()
             except ConfigError as error:
-                if self._signature != previous:
+                told = self._signature, [str(problem) for problem in error.problems]
+                if told != self._told:
+                    self._told = told
                     for problem in error.problems:
                         self._tell(problem)
+            else:
+                self._told = (None, [])
 
     def _look(self) -> _Signature | None:
         """What tells one state of the file from another; None when there is none."""
@@ -92,4 +103,4 @@ class FollowedFile:
             found = os.stat(self._path)
         except OSError:
             return None
-        return (found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)
+        return (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import IO, Final, Self
 
@@ -163,18 +164,27 @@ class Conversion:
         size = 0
         for chunk in convert(self._chunks, eight_bit=eight_bit):
             size += len(chunk)
-            try:
+            with _made():
                 file.write(chunk)
-            except OSError as error:
-                raise ConversionFailed(f"no room to convert the message: {error.strerror}") from None
 
         def chunks() -> Iterator[bytes]:
             file.seek(0)
             while piece := file.read(_PIECE):
                 yield piece
 
-        file.seek(0)
-        return _Form(size, file.read(_PIECE), "8BITMIME" if eight_bit else "", chunks)
+        with _made():  # what is still in its buffer is written by the seek
+            file.seek(0)
+            start = file.read(_PIECE)
+        return _Form(size, start, "8BITMIME" if eight_bit else "", chunks)
+
+
+@contextmanager
+def _made() -> Iterator[None]:
+    """The converted content is being made meanwhile."""
+    try:
+        yield
+    except OSError as error:
+        raise ConversionFailed(f"no room to convert the message: {error.strerror}") from None
 
 
 def ascii_domain(address: str) -> str:

@@ -35,7 +35,7 @@ from mtad.delivery.jobs import HEARTBEAT, Job, Result, job_decoder, job_encoder,
 from mtad.delivery.maildir import MaildirTransport
 from mtad.delivery.rescue import rescued
 from mtad.delivery.smtp import SmtpTransport
-from mtad.delivery.transport import Task, Transport
+from mtad.delivery.transport import Interrupted, Task, Transport
 from mtad.delivery.watchdog import Watchdog, longest_wait
 from mtad.errors import QueueFileDamaged, QueueFileUnfinished
 from mtad.net.channels import MAX_PACKET, PacketRoom, PacketSocket
@@ -198,34 +198,8 @@ class Worker:
 
     def _deliver(self, job: Job, message: OpenMessage) -> Result:
         envelope = message.message.envelope
-
-        def in_doubt(host: str) -> None:
-            noted = _note(message, Doubt(time.time(), job.recipients, host), durable=self._cautious)
-            if self._cautious and not noted:
-                raise _Unnoted
-
-        started = time.time()
-        try:
-            attempts = self._transports[job.transport].deliver(
-                Task(envelope, job.recipients, job.destination, job.ipv4), message, in_doubt
-            )
-            outcomes = {index: outcome for attempt in attempts for index, outcome in attempt.outcomes}
-            missing = [index for index in job.recipients if index not in outcomes]
-            if missing:
-                raise RuntimeError(f"transport {job.transport} told nothing about recipients {missing}")
-        except QueueFileDamaged:
-            raise
-        except Exception as bug:
-            if isinstance(bug, _Unnoted):
-                deferred = Deferred("4.3.0", "not sent: the spool does not take that it is about to be")
-            elif isinstance(bug, OSError):  # what a transport asks of the world it answers for: this was the queue file
-                log.warning(f"cannot read the queue file: {bug}", job.queue_id)
-                deferred = Deferred("4.3.0", f"queue file: {bug.strerror or bug}")
-            else:
-                log.panic("delivery failed in a way that nobody thought of", bug, job.queue_id)
-                deferred = Deferred("4.3.0", f"internal error: {type(bug).__name__}")
-            attempts = [Attempt(started, tuple((index, deferred) for index in job.recipients))]
-            outcomes = dict(attempts[0].outcomes)
+        attempts = self._attempt(job, message)
+        outcomes = {index: outcome for attempt in attempts for index, outcome in attempt.outcomes}
         attempts = [msgspec.structs.replace(attempt, active=job.active) for attempt in attempts]
         # A message that lives on for other recipients must not forget, not even in a power cut, who has it already.
         written = _note(message, *attempts, durable=len(job.recipients) < len(envelope.recipients))
@@ -241,6 +215,45 @@ class Worker:
             host=tried,
             ipv4=len(attempts) > 1 and rescued(attempts),
         )
+
+    def _attempt(self, job: Job, message: OpenMessage) -> list[Attempt]:
+        """Deliver. Whatever breaks, there is an outcome for each recipient, and who was decided before stays so.
+
+        Raises:
+            QueueFileDamaged: the content is not what its checksum says.
+        """
+
+        def in_doubt(host: str) -> None:
+            noted = _note(message, Doubt(time.time(), job.recipients, host), durable=self._cautious)
+            if self._cautious and not noted:
+                raise _Unnoted
+
+        started = time.time()
+        task = Task(message.message.envelope, job.recipients, job.destination, job.ipv4)
+        try:
+            attempts = list(self._transports[job.transport].deliver(task, message, in_doubt))
+            told = {index for attempt in attempts for index, _ in attempt.outcomes}
+            if missing := [index for index in job.recipients if index not in told]:
+                fault = RuntimeError(f"transport {job.transport} told nothing about recipients {missing}")
+                raise Interrupted(fault, attempts)
+        except QueueFileDamaged:
+            raise
+        except Interrupted as broken:
+            if isinstance(broken.fault, QueueFileDamaged):
+                raise broken.fault from None
+            decided = {
+                index
+                for attempt in broken.attempts
+                for index, outcome in attempt.outcomes
+                if not isinstance(outcome, Deferred)
+            }
+            deferred = _blame(job, broken.fault)
+            rest = tuple((index, deferred) for index in job.recipients if index not in decided)
+            return [*broken.attempts, Attempt(started, rest)]
+        except Exception as bug:
+            deferred = _blame(job, bug)
+            return [Attempt(started, tuple((index, deferred) for index in job.recipients))]
+        return attempts
 
     def _report(self, job: Job, message: OpenMessage) -> Result:
         # A kill between the report's commit and the record of it leaves nobody who knows that the sender was told.
@@ -268,6 +281,17 @@ def _note(message: OpenMessage, *events: Attempt | Doubt | Reported, durable: bo
         log.warning(f"cannot be noted in the queue file: {fault}", message.message.envelope.id)
         return False
     return True
+
+
+def _blame(job: Job, fault: Exception) -> Deferred:
+    """What is said of recipients whose delivery broke off."""
+    if isinstance(fault, _Unnoted):
+        return Deferred("4.3.0", "not sent: the spool does not take that it is about to be")
+    if isinstance(fault, OSError):  # what a transport asks of the world it answers for: this was the queue file
+        log.warning(f"cannot read the queue file: {fault}", job.queue_id)
+        return Deferred("4.3.0", f"queue file: {fault.strerror or fault}")
+    log.panic("delivery failed in a way that nobody thought of", fault, job.queue_id)
+    return Deferred("4.3.0", f"internal error: {type(fault).__name__}")
 
 
 def _all_deferred(job: Job, why: str) -> Result:

@@ -40,7 +40,7 @@ from mtad.delivery.conversion import Conversion, ConversionFailed, Fit
 from mtad.delivery.opening import Handshake, Opener
 from mtad.delivery.progress import Progress
 from mtad.delivery.rescue import Rescue
-from mtad.delivery.transport import Content, Task
+from mtad.delivery.transport import Content, Interrupted, Task
 from mtad.delivery.words import Place, broken, outcome_of
 from mtad.net.connection import Connection, ConnectionLost, TimedOut, connect
 from mtad.nexthop import Rule
@@ -115,7 +115,10 @@ class SmtpTransport:
         with Conversion(task.envelope, content) as conversion:
             for first in range(0, len(sound), limit):
                 progress = Progress(sound[first : first + limit], self._clock, self._monotonic)
-                _Delivery(self, task, conversion, in_doubt, progress).run()
+                try:
+                    _Delivery(self, task, conversion, in_doubt, progress).run()
+                except Exception as fault:
+                    raise Interrupted(fault, [*attempts, *progress.attempts]) from fault
                 attempts.extend(progress.attempts)
         return attempts
 

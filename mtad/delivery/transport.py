@@ -2,7 +2,8 @@
 
 A transport delivers one task (some recipients of one message, all with the same destination) and returns the attempts that
 it made. It raises for nothing that the world can do: a host that is down, a full disk, a rude reply are outcomes. Whatever
-it does raise is a bug; the worker then records a Deferred for every recipient of the task.
+it does raise is a bug, or the queue file; the worker then records a Deferred for every recipient of the task. When some of
+them were decided before, what is raised is an `Interrupted` that knows them: nobody gets a message twice for it.
 
 Before the point of no return (for SMTP: before the final dot, for a Maildir: before the rename) a transport calls
 ``in_doubt``; after that, and until the attempt is recorded, a crash leaves the recipients in doubt.
@@ -16,6 +17,7 @@ from typing import Protocol
 import msgspec
 
 from mtad.envelope import Envelope
+from mtad.errors import MtadError
 from mtad.outcome import Attempt
 
 
@@ -28,6 +30,15 @@ class Content(Protocol):
 
     def chunks(self) -> Iterator[bytes]:
         """The content from its start, in pieces of at most 64 KiB, cut anywhere. May be called more than once."""
+
+
+class Interrupted(MtadError):
+    """A delivery broke off: by what, and the attempts that were made before."""
+
+    def __init__(self, fault: Exception, attempts: Sequence[Attempt]) -> None:
+        super().__init__(str(fault))
+        self.fault = fault
+        self.attempts = tuple(attempts)
 
 
 class Task(msgspec.Struct, frozen=True):

@@ -192,11 +192,11 @@ def has_device(name: str) -> bool:
 def is_own_address(host: str) -> bool:
     """Whether an address belongs to this machine: only then can a socket be bound to it."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as trial:
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as trial:
             trial.bind((host, 0))
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
 
 

@@ -14,7 +14,7 @@ import pytest
 from mtad.delivery import process
 from mtad.delivery.jobs import Job, Result, job_encoder, result_decoder
 from mtad.delivery.process import OwnAddresses
-from mtad.delivery.transport import Content, Task
+from mtad.delivery.transport import Content, Interrupted, Task
 from mtad.net.channels import MAX_PACKET
 from mtad.outcome import Attempt, Deferred, Delivered, Failed, Outcome
 from mtad.progress import Doubt
@@ -137,14 +137,23 @@ def forgetful(task: Task, _content: Content, _in_doubt: Callable[[str], None]) -
     return [Attempt(1.0, ((task.recipients[0], SENT),))]
 
 
-@pytest.mark.parametrize("transport", [broken, forgetful])
-def test_a_bug_in_a_transport_defers_and_is_told(
-    world: World, capfd: pytest.CaptureFixture[str], transport: Deliver
+def interrupted(task: Task, _content: Content, _in_doubt: Callable[[str], None]) -> list[Attempt]:
+    raise Interrupted(RuntimeError("oops"), [Attempt(1.0, ((task.recipients[0], SENT), (task.recipients[1], LATER)))])
+
+
+_BUG = Deferred("4.3.0", "internal error: RuntimeError")
+
+
+@pytest.mark.parametrize(
+    ("transport", "outcomes"),
+    [(broken, ((0, _BUG), (1, _BUG))), (forgetful, ((0, SENT), (1, _BUG))), (interrupted, ((0, SENT), (1, _BUG)))],
+)
+def test_a_bug_in_a_transport_defers_and_is_told_and_who_has_the_message_has_it(
+    world: World, capfd: pytest.CaptureFixture[str], transport: Deliver, outcomes: tuple[tuple[int, Outcome], ...]
 ) -> None:
     queue_id = world.message("a@far.test", "b@far.test")
     world.script(transport)
-    deferred = Deferred("4.3.0", "internal error: RuntimeError")
-    assert world.work(queue_id, 0, 1).outcomes == ((0, deferred), (1, deferred))
+    assert world.work(queue_id, 0, 1).outcomes == outcomes
     assert "panic: " in capfd.readouterr().err
     assert isinstance(world.events(queue_id)[-1], Attempt)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
+from mtad.delivery.transport import Interrupted
 from mtad.outcome import Deferred, Delivered, Failed
 from mtad.smtp.client import PIECE
 from tests.peers.dns import SERVFAIL
@@ -104,6 +108,41 @@ def test_the_final_dot_waits_until_the_doubt_is_recorded(site: Site) -> None:
     site.send(body=body * 2048)
     assert b"\r\n.\r\n" not in received[0]
     assert len(mx.messages) == 1
+
+
+def test_what_breaks_at_the_second_host_does_not_take_away_what_the_first_one_took(site: Site) -> None:
+    site.mx("127.0.0.5", Script(rcpt={"c@x.test": Say("450 4.2.0 Later")}))
+    site.mx("127.0.0.6")
+    site.domain("127.0.0.5", "127.0.0.6")
+
+    def refuse() -> None:
+        if site.doubts[-1] == "mx2.x.test":
+            raise OSError(errno.EIO, "Input/output error")
+
+    site.on_doubt = refuse
+    with pytest.raises(Interrupted) as broken:
+        site.send("b@x.test", "c@x.test")
+    assert isinstance(broken.value.fault, OSError)
+    [attempt] = broken.value.attempts
+    outcomes = dict(attempt.outcomes)
+    assert isinstance(outcomes[0], Delivered)
+    assert isinstance(outcomes[1], Deferred)
+
+
+def test_no_room_for_what_waits_in_the_buffer_of_a_converted_message_is_said(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.BytesIO):
+        """What is written is in a buffer, and there is no room for it."""
+
+        def seek(self, *_: int) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", lambda _size: Full())
+    site.mx("127.0.0.5", Script(extensions=()))
+    site.domain("127.0.0.5")
+    outcome = only(site.send("b@x.test", body=BODY + b"\xfc\r\n"))
+    assert outcome == Deferred("4.3.0", "no room to convert the message: No space left on device")
 
 
 # --- which host ---------------------------------------------------------------------------------------------------------

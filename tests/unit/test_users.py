@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
@@ -195,3 +198,39 @@ def test_any_file_gives_safe_names_or_faults(data: bytes) -> None:
     except ConfigError:
         return
     assert all(is_user_name(name) for name in table.users.values())
+
+
+def test_a_file_that_cannot_be_read_is_told_once_and_read_when_it_can_be(
+    tmp_path: Path, eager: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing about the file changes meanwhile."""
+    path = tmp_path / "users"
+    told: list[str] = []
+    path.write_text("a : a@example.org\n")
+    users = Users.load(str(path), DOMAINS, "root", warn=told.append)
+    path.write_text("b : b@example.org\n")
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", refusing(errno.EMFILE))
+        for _ in range(3):
+            assert users.lookup(Address("a", "example.org")) == "a"
+    assert told == [f"{path}: local.users: Too many open files; the users read before stay in force"]
+    assert users.lookup(Address("b", "example.org")) == "b"
+    assert users.lookup(Address("a", "example.org")) is None
+
+
+def test_other_permissions_are_a_change(tmp_path: Path, eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "users"
+    users = load(path, "a : a@example.org\n")
+    looks: list[int] = []
+    monkeypatch.setattr(users.file, "read", lambda: looks.append(1))
+    users.lookup(Address("a", "example.org"))
+    path.chmod(0o600)
+    users.lookup(Address("a", "example.org"))
+    assert looks == [1]
+
+
+def refusing(error: int) -> Callable[..., NoReturn]:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise OSError(error, os.strerror(error))
+
+    return refuse

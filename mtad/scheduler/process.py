@@ -43,6 +43,8 @@ from mtad.spool.queues import Queue, Spool
 SCAN_INTERVALS: Final = {Queue.INCOMING: 5.0, Queue.ACTIVE: 300.0, Queue.DEFERRED: 300.0}
 #: Seconds between two tries to get the spool, and between two looks at messages that an earlier delivery still holds.
 _RECHECK: Final = 0.1
+#: Seconds between two warnings about files that cannot be looked at.
+_SCAN_QUIET: Final = 60.0
 #: Seconds between two rounds of housekeeping.
 _HOUSEKEEPING: Final = 10.0
 
@@ -74,6 +76,7 @@ class SchedulerProcess:
         self._scan_due = dict.fromkeys(SCAN_INTERVALS, 0.0)
         self._held_elsewhere: list[str] = []
         self._recheck = 0.0
+        self._scan_quiet_until = 0.0
         self._housekeeping = 0.0
         self._ending: signal.Signals | None = None
 
@@ -269,7 +272,8 @@ class SchedulerProcess:
             if now >= due:
                 self._scan_due[queue] = now + SCAN_INTERVALS[queue]
                 if not any(scan.queue is queue for scan in self._scans):
-                    self._scans.append(Scan(self._spool, queue, self._visitor(queue), self._scheduler.found_stranger))
+                    visit, stranger = self._visitor(queue), self._scheduler.found_stranger
+                    self._scans.append(Scan(self._spool, queue, visit, stranger, self._warn_of_scan))
         if self._held_elsewhere and now >= self._recheck:
             self._recheck = now + _RECHECK
             self._held_elsewhere = [name for name in self._held_elsewhere if not self._scheduler.restore(name)]
@@ -280,6 +284,12 @@ class SchedulerProcess:
             except OSError as fault:
                 self._events.warning(f"cannot look through {self._scans.popleft().queue.value}: {fault}")
         return bool(self._scans)
+
+    def _warn_of_scan(self, text: str) -> None:
+        """Scans come every few seconds, and a broken file stays where it is."""
+        if (now := time.monotonic()) >= self._scan_quiet_until:
+            self._scan_quiet_until = now + _SCAN_QUIET
+            self._events.warning(text)
 
     def _visitor(self, queue: Queue) -> Callable[[str, float], None]:
         if queue is Queue.INCOMING:

@@ -20,13 +20,23 @@ class Scan:
     """One pass over a queue."""
 
     def __init__(
-        self, spool: Spool, queue: Queue, visit: Callable[[str, float], None], stranger: Callable[[Queue, str], None]
+        self,
+        spool: Spool,
+        queue: Queue,
+        visit: Callable[[str, float], None],
+        stranger: Callable[[Queue, str], None],
+        warn: Callable[[str], None],
     ) -> None:
-        """``visit`` gets queue id and mtime of each message, ``stranger`` what does not belong in the queue."""
+        """``visit`` gets queue id and mtime of each message, ``stranger`` what does not belong in the queue.
+
+        ``warn`` is told of the first file of a pass about which the disk tells nothing; the others are counted with it.
+        """
         self.queue = queue
         self._visit = visit
         self._stranger = stranger
-        self._entries = spool.entries(queue)
+        self._warn = warn
+        self._broken = 0
+        self._entries = spool.entries(queue, self._skip)
 
     def advance(self) -> bool:
         """Look at the next slice; False when there was nothing left.
@@ -40,4 +50,15 @@ class Scan:
                 self._stranger(self.queue, name)
             else:
                 self._visit(name, mtime)
-        return len(entries) == SLICE
+        if len(entries) == SLICE:
+            return True
+        if self._broken > 1:
+            self._warn(
+                f"{self._broken} files in {self.queue.value} were passed over, because the disk says nothing about them"
+            )
+        return False
+
+    def _skip(self, name: str, fault: OSError) -> None:
+        self._broken += 1
+        if self._broken == 1:
+            self._warn(f"{name}: cannot look at it in {self.queue.value}, passing over it: {fault.strerror or fault}")

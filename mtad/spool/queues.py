@@ -334,16 +334,22 @@ class Spool:
             for entry in entries:
                 yield entry.name
 
-    def entries(self, queue: Queue) -> Iterator[tuple[str, float | None]]:
+    def entries(
+        self, queue: Queue, broken: Callable[[str, OSError], None] = lambda _name, _fault: None
+    ) -> Iterator[tuple[str, float | None]]:
         """The names in a queue with their mtime, in no order, one by one; nothing is opened.
 
         The time is None for what does not belong there: a link, FIFO or directory, or a file whose name is no queue id.
+        What the disk tells nothing about is left out, and ``broken`` is told; it must not hide the others.
         """
         directory = self._directories[queue]
         for name in self.names(queue):
             try:
                 status = os.stat(name, dir_fd=directory, follow_symlinks=False)
             except FileNotFoundError:
+                continue
+            except OSError as fault:
+                broken(name, fault)
                 continue
             regular = stat.S_ISREG(status.st_mode)
             if regular and name.startswith("."):

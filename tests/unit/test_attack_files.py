@@ -203,7 +203,7 @@ def look(world: World) -> None:
         Queue.DEFERRED: world.scheduler.found_deferred,
     }
     for queue, visit in visitors.items():
-        scan = Scan(world.spool, queue, visit, world.scheduler.found_stranger)  # type: ignore[arg-type]
+        scan = Scan(world.spool, queue, visit, world.scheduler.found_stranger, print)  # type: ignore[arg-type]
         while scan.advance():
             pass
 
@@ -297,7 +297,7 @@ def test_l3_a_crowd_of_strangers_delays_nobody(world: World) -> None:
     """So many that a million is a matter of time, not of memory or of a turn: each slice is as long as the first."""
     for number in range(5000):
         world.path(Queue.DEFERRED, f"stranger {number}").touch()
-    scan = Scan(world.spool, Queue.DEFERRED, world.scheduler.found_deferred, world.scheduler.found_stranger)
+    scan = Scan(world.spool, Queue.DEFERRED, world.scheduler.found_deferred, world.scheduler.found_stranger, print)
     longest = 0.0
     more, slices = True, 0
     while more:
@@ -315,7 +315,7 @@ def test_l3_a_crowd_of_strangers_delays_nobody(world: World) -> None:
 
 def test_l3_files_that_appear_while_a_queue_is_looked_through(world: World) -> None:
     early = [world.place(Queue.DEFERRED) for _ in range(250)]
-    scan = Scan(world.spool, Queue.DEFERRED, world.scheduler.found_deferred, world.scheduler.found_stranger)
+    scan = Scan(world.spool, Queue.DEFERRED, world.scheduler.found_deferred, world.scheduler.found_stranger, print)
     assert scan.advance()
     late = [world.place(Queue.DEFERRED) for _ in range(50)]
     (world.root / "deferred" / "stranger").touch()

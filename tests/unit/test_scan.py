@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,14 @@ class Found:
         self.directory = root / "spool" / "deferred"
         self.messages: dict[str, float] = {}
         self.strangers: list[tuple[Queue, str]] = []
-        self.scan = Scan(self.spool, Queue.DEFERRED, self.messages.__setitem__, lambda *what: self.strangers.append(what))
+        self.warnings: list[str] = []
+        self.scan = Scan(
+            self.spool,
+            Queue.DEFERRED,
+            self.messages.__setitem__,
+            lambda *what: self.strangers.append(what),
+            self.warnings.append,
+        )
 
     def run(self) -> int:
         """Advance to the end; how many slices it took."""
@@ -51,6 +60,28 @@ def test_every_message_with_its_time_in_slices(found: Found, count: int) -> None
     assert found.run() == count // SLICE + 1
     assert found.messages == wanted
     assert found.strangers == []
+
+
+def test_a_file_about_which_the_disk_says_nothing_does_not_hide_the_others(
+    found: Found, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [encode(1_700_000_000_000_000 + number, 7) for number in range(3 * SLICE)]
+    for name in names:
+        (found.directory / name).touch()
+    broken = {names[1], names[SLICE], names[-1]}
+    look = os.stat
+
+    def stat(name: str, **options: Any) -> os.stat_result:
+        if name in broken:
+            raise OSError(errno.EUCLEAN, os.strerror(errno.EUCLEAN))
+        return look(name, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    found.run()
+    assert found.messages.keys() == {*names} - broken
+    first, count = found.warnings
+    assert first.endswith(": cannot look at it in deferred, passing over it: Structure needs cleaning")
+    assert count == "3 files in deferred were passed over, because the disk says nothing about them"
 
 
 def test_what_is_no_queue_file_is_told_apart(found: Found) -> None:

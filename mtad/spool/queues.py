@@ -32,6 +32,7 @@ from typing import Final
 from mtad.envelope import Envelope
 from mtad.errors import MtadError, QueueFileDamaged, QueueFileUnfinished, SpoolBusy
 from mtad.progress import Event
+from mtad.spool import listing
 from mtad.spool.message import IncomingFile, OpenMessage
 from mtad.spool.queue_file import PREAMBLE_SIZE, StoredMessage, parse_preamble
 from mtad.spool.queue_id import QueueIds, is_queue_id
@@ -330,9 +331,7 @@ class Spool:
 
     def names(self, queue: Queue) -> Iterator[str]:
         """The names of a queue's files, in no order, one by one."""
-        with self._scan(queue) as entries:
-            for entry in entries:
-                yield entry.name
+        return listing.names(self._directories[queue])
 
     def entries(
         self, queue: Queue, broken: Callable[[str, OSError], None] = lambda _name, _fault: None
@@ -342,19 +341,7 @@ class Spool:
         The time is None for what does not belong there: a link, FIFO or directory, or a file whose name is no queue id.
         What the disk tells nothing about is left out, and ``broken`` is told; it must not hide the others.
         """
-        directory = self._directories[queue]
-        for name in self.names(queue):
-            try:
-                status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            except OSError as fault:
-                broken(name, fault)
-                continue
-            regular = stat.S_ISREG(status.st_mode)
-            if regular and name.startswith("."):
-                continue  # .gitkeep of a checkout
-            yield name, status.st_mtime if regular and is_queue_id(name) else None
+        return listing.entries(self._directories[queue], broken)
 
     def times(self, queue: Queue) -> Iterator[tuple[str, float]]:
         """The queue ids of a queue's messages with their mtime; see `entries`."""
@@ -363,16 +350,6 @@ class Spool:
     def count(self, queue: Queue) -> int:
         """How many files a queue has."""
         return sum(1 for name in self.names(queue) if not name.startswith("."))
-
-    @contextlib.contextmanager
-    def _scan(self, queue: Queue) -> Iterator[Iterator[os.DirEntry[str]]]:
-        # Opened anew each time: descriptors that a fork or a second scan shares would share their position, too.
-        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directories[queue])
-        try:
-            with os.scandir(fd) as entries:
-                yield entries
-        finally:
-            os.close(fd)
 
     def _unlink(self, queue: Queue, name: str) -> bool:
         try:

@@ -6,13 +6,13 @@ there for a human. What the disk refuses is tried again later, see `mtad.schedul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from mtad.envelope import Envelope
 from mtad.errors import QueueFileDamaged, QueueFileUnfinished
 from mtad.outcome import Attempt, Failed
-from mtad.progress import CUT, REPORT, Doubt, Named, RecipientState
+from mtad.progress import CUT, REPORT, Doubt, Event, Named, RecipientState
 from mtad.scheduler.active import ActiveMessage
 from mtad.scheduler.events import Events
 from mtad.scheduler.moves import Moves
@@ -91,6 +91,19 @@ class Files:
             pass  # whoever reads it next finds out, and before it leaves this system somebody must
         message.unwritten.clear()
         return True
+
+    def last_word(self, queue_id: str, events: Sequence[Event]) -> None:
+        """Append what was done with a message of active; when the disk still refuses, the log has it and nobody else."""
+        try:
+            with self._spool.open(Queue.ACTIVE, queue_id) as opened:
+                opened.append(*events, durable=True)
+        except (FileNotFoundError, QueueFileDamaged, QueueFileUnfinished):
+            pass  # as in `write_down`
+        except OSError as fault:
+            self._events.warning(
+                f"{queue_id}: cannot be noted in the queue file, who has the message may get it again: "
+                f"{fault.strerror or fault}"
+            )
 
     def unchanged_since_cut(self, envelope: Envelope) -> bool:
         """Whether a message of active may have been delivered, without a trace, before a power cut."""

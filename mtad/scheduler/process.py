@@ -322,6 +322,7 @@ class SchedulerProcess:
         elif self._desk is not None:
             self._poll.register(self._desk.fileno(), select.POLLIN)
         if handover:
+            self._scheduler.put_down()
             deadline = math.inf
             for source in (self._signals, self._runtime.lifeline):
                 self._poll.register(source.fileno(), select.POLLIN)
@@ -339,12 +340,14 @@ class SchedulerProcess:
                 else:
                     self._read_results(self._watched[fd])
             self._take_back()
+        if not handover:
+            self._scheduler.put_down()
         self._pool.kill()
 
     def _drop_results(self, slot: Slot) -> None:
         try:
-            while self._pool.receive(slot, time.monotonic()) is not None:
-                pass  # it stands in the queue file
+            while (answer := self._pool.receive(slot, time.monotonic())) is not None:
+                self._scheduler.late(*answer)
         except EOFError:
             self._bury(slot, "died")
 

@@ -35,7 +35,7 @@ from mtad.delivery.jobs import Job, Result
 from mtad.errors import QueueFileDamaged, QueueFileUnfinished
 from mtad.nexthop import Rules
 from mtad.outcome import Attempt, Deferred
-from mtad.progress import RecipientState, ordered
+from mtad.progress import Event, RecipientState, ordered
 from mtad.retry import JITTER, LONGEST_HINT, expired
 from mtad.scheduler.active import ActiveMessage
 from mtad.scheduler.desk import Clerk
@@ -244,6 +244,20 @@ class Scheduler:
             if result.unwritten:
                 message.unwritten.append(Attempt(self._clock(), result.outcomes))
             self._settling.when_complete(message)
+
+    def late(self, job: Job, result: Result) -> None:
+        """A delivery process has done a job, and the spool is another scheduler's by now, who goes by the file."""
+        if not result.unwritten:
+            return
+        events: list[Event] = [Attempt(self._clock(), result.outcomes)] if result.outcomes else []
+        events += result.reports
+        self._files.last_word(job.queue_id, events)
+
+    def put_down(self) -> None:
+        """It ends: write down, for the last time, what delivery processes could not, and the files do not say yet."""
+        for message in self._messages.values():
+            if message.unwritten:
+                self._files.last_word(message.id, message.unwritten)
 
     def died(self, jobs: Sequence[Job], how: str) -> None:
         """A delivery process is gone: its work is taken back, as far as the queue files say that it was not done."""

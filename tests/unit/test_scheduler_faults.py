@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mtad.config import Delivery, Duration, Retry
+from mtad.delivery.jobs import Result
 from mtad.outcome import Attempt
 from mtad.progress import Doubt
 from mtad.scheduler.moves import PAUSE
@@ -341,10 +342,6 @@ def test_what_could_not_be_written_down_is_made_good_before_the_message_moves_on
     """A full disk must not make a delivered recipient get a second copy, nor a failed one be forgotten."""
     queue_id = world.enter("a@x.test", "b@x.test")
     append = OpenMessage.append
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(OpenMessage, "append", full)
     [job] = world.run()
     world.finish(job, *outcomes, unwritten=True)  # type: ignore[arg-type]
@@ -358,6 +355,35 @@ def test_what_could_not_be_written_down_is_made_good_before_the_message_moves_on
     states = world.load(Queue(path.parent.name), queue_id).states
     assert tuple(state.outcome for state in states) == outcomes
     assert [one.transport for one in jobs] == (["bounce"] if NEVER in outcomes else [])
+
+
+def full(*_: object, **__: object) -> None:
+    """A disk that takes nothing."""
+    raise OSError(28, "No space left on device")
+
+
+def test_who_ends_writes_down_for_the_last_time_what_was_not_written(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk has healed, and the pause until the next try is not over: a stop or a reload in between forgets nothing."""
+    queue_id = world.enter("a@x.test", "b@x.test")
+    with monkeypatch.context() as patch:
+        patch.setattr(OpenMessage, "append", full)
+        [job] = world.run()
+        world.finish(job, OK, LATER, unwritten=True)
+        world.scheduler.put_down()
+        [warning] = [text for (text,) in world.events.about("warning") if "who has the message" in text]
+        assert warning.startswith(f"{queue_id}: cannot be noted in the queue file, ")
+    world.scheduler.put_down()
+    assert [state.settled for state in world.load(Queue.ACTIVE, queue_id).states] == [True, False]
+
+
+def test_what_comes_after_a_handover_and_was_not_written_is_written_then(world: World) -> None:
+    queue_id = world.enter("a@x.test", "b@x.test")
+    [job] = world.run()
+    outcomes = ((0, OK), (1, LATER))
+    world.scheduler.late(job, Result(job.number, outcomes))
+    assert not any(state.settled for state in world.load(Queue.ACTIVE, queue_id).states)
+    world.scheduler.late(job, Result(job.number, outcomes, unwritten=True))
+    assert [state.settled for state in world.load(Queue.ACTIVE, queue_id).states] == [True, False]
 
 
 def test_a_message_that_is_done_needs_no_record_of_it(world: World) -> None:

@@ -19,6 +19,7 @@ makes deliveries wait for one.
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 import threading
@@ -134,6 +135,14 @@ class Worker:
             raise
 
     def _serve(self, room: PacketRoom) -> None:
+        try:
+            self._take_jobs(room)
+        except BaseException as bug:
+            # A job without an answer would be under way for ever. The scheduler takes back what a dead process had.
+            log.panic("a thread of deliveries came to an end that nobody thought of", bug)
+            os._exit(os.EX_SOFTWARE)
+
+    def _take_jobs(self, room: PacketRoom) -> None:
         while True:
             with self._lock:
                 self._idle += 1
@@ -160,7 +169,6 @@ class Worker:
         try:
             result = self.work(job)
         except Exception as bug:
-            # A job without an answer would be under way for ever.
             log.panic("a job failed in a way that nobody thought of", bug, job.queue_id)
             result = _all_deferred(job, f"internal error: {type(bug).__name__}")
         finally:

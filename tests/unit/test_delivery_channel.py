@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from mtad.delivery import process
 from mtad.delivery.jobs import ALIVE
 from mtad.delivery.transport import Content, Task
+from mtad.net.channels import PacketRoom
 from mtad.outcome import Attempt, Deferred
 from mtad.spool.message import OpenMessage
 from tests.unit.delivery_aid import BROKEN, SENT, World, broken, giving
@@ -118,6 +120,22 @@ def test_a_machine_without_threads_makes_jobs_wait(
             running.send(running.message(), number)
         assert sorted(running.hear().number for _ in range(5)) == list(range(5))
     assert "no thread for the next delivery" in capfd.readouterr().err
+
+
+def test_a_thread_that_cannot_answer_ends_its_process_for_the_scheduler_to_take_the_job_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(process, "_fit", fail)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    world.script(giving(SENT))
+    world.send(world.message())
+    with pytest.raises(SystemExit) as ended:
+        world.worker._serve(PacketRoom())
+    assert ended.value.code == os.EX_SOFTWARE
+    assert "panic: " in capfd.readouterr().err
 
 
 def test_signs_of_life(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

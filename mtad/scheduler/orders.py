@@ -24,6 +24,7 @@ from collections.abc import Callable
 
 from mtad.desk import Order, Ordered, OrderName
 from mtad.errors import QueueFileDamaged, QueueFileUnfinished
+from mtad.progress import Instructed
 from mtad.scheduler.active import ActiveMessage
 from mtad.scheduler.files import Files
 from mtad.scheduler.hand import Hand
@@ -68,13 +69,17 @@ class Orders:
         """Do what was ordered for a message in hand, of which nothing is under way any more."""
         what = message.order
         where: Queue | None = None
+        unfit = ""
         assert what is not None
 
         def move() -> bool:
-            nonlocal where
+            nonlocal where, unfit
             try:
                 where = self._execute(what, message)
             except FileNotFoundError:
+                return False
+            except Unfit as why:  # it was promised when nobody could read the message
+                unfit = str(why)
                 return False
             except (QueueFileDamaged, QueueFileUnfinished) as fault:
                 self._let_go(message)
@@ -84,7 +89,9 @@ class Orders:
 
         def moved(done: bool) -> None:
             self._let_go(message)
-            if done:
+            if unfit:
+                self._void(what, message.id, unfit)
+            elif done:
                 self._follow(what, where, message.id)
 
         self._moves.do(message.id, move, moved)
@@ -125,6 +132,15 @@ class Orders:
         if message.unwritten:
             self._files.write_down(message)
         return orders.carry_out(self._spool, what, Queue.ACTIVE, message.id, self._clock())
+
+    def _void(self, what: OrderName, queue_id: str, why: str) -> None:
+        """Forget an order that cannot be carried out, and go on with the message."""
+        self._events.warning(f"{queue_id}: cannot {what} it: {why}")
+        try:
+            self._spool.append(Queue.ACTIVE, queue_id, Instructed(self._clock(), what, done=True))
+        except (OSError, QueueFileDamaged, QueueFileUnfinished):
+            pass  # if it stands in the file the same is found, and said, once more
+        self._moves.later(queue_id, lambda: self._resume(queue_id), why)
 
     def _let_go(self, message: ActiveMessage) -> None:
         if self._messages.get(message.id) is message:

@@ -289,6 +289,25 @@ def test_an_order_for_a_message_that_the_disk_does_not_let_go(world: World) -> N
     left(world)
 
 
+def test_an_order_that_proves_to_be_unfit_is_void_and_the_message_goes_on(world: World) -> None:
+    """It was promised while nobody could read the message."""
+    queue_id = world.enter()
+    world.deliver(LATER)
+    allow = refuse(world.spool, "claim", NO_SPACE)
+    world.clock.advance(400)
+    world.run()
+    assert tell(world, "release", queue_id).later == (queue_id,)
+    allow()
+    world.clock.advance(11)
+    world.run()
+    assert world.events.about("warning")[-1] == (f"{queue_id}: cannot release it: it is not on hold",)
+    world.clock.advance(11)
+    [job] = world.run()
+    assert job.queue_id == queue_id
+    world.finish(job, OK)
+    left(world)
+
+
 def test_an_order_for_a_message_that_cannot_be_claimed_yet(world: World) -> None:
     queue_id = world.enter()
     world.deliver(LATER)

@@ -15,7 +15,7 @@ from typing import Final, Literal
 import msgspec
 
 from mtad.desk import OrderName
-from mtad.outcome import Attempt, Deferred, Delivered, Outcome
+from mtad.outcome import Attempt, Deferred, Delivered, Failed, Outcome
 
 
 class Doubt(msgspec.Struct, frozen=True, tag="doubt"):
@@ -82,7 +82,7 @@ class RecipientState(msgspec.Struct, frozen=True):
     doubt: str = ""
     """The host that may or may not have the message, when a process died between final dot and recorded reply; or `CUT`.
 
-    For a failure `REPORT`: its sender may or may not have been told."""
+    `REPORT`: its sender may or may not have been told of a failure, or of a delay."""
     named: bool = False
     """The log has named the doubt."""
     held: bool = False
@@ -144,8 +144,11 @@ def attempted(state: RecipientState, outcome: Outcome, *, at_host: bool = True) 
 
 
 def doubted(state: RecipientState, host: str) -> RecipientState:
-    """The state before the point of no return. Whatever was said about an earlier doubt is not said of this one."""
-    if state.settled:
+    """The state before the point of no return. Whatever was said about an earlier doubt is not said of this one.
+
+    That a host may have the message is not forgotten for a report of a delay.
+    """
+    if state.settled or (host == REPORT and state.doubt not in ("", REPORT) and not isinstance(state.outcome, Failed)):
         return state
     return msgspec.structs.replace(state, doubt=host, named=False, held=False, released=False)
 
@@ -166,6 +169,8 @@ def told(state: RecipientState, event: Reported) -> RecipientState:
     """The state after its sender was told; being told of a success or a delay takes nothing back."""
     if event.kind == "failure":
         return RecipientState(state.outcome, reported=True)
+    if state.doubt == REPORT:  # the sender has been told, for certain
+        state = msgspec.structs.replace(state, doubt="", named=False)
     if event.kind == "success":
         return msgspec.structs.replace(state, announced=True)
     return msgspec.structs.replace(state, warned=True)

@@ -84,12 +84,22 @@ class BadServer(MtadError):
 
 
 class _Cache(dns.resolver.LRUCache):
-    """Keeps no answer longer than our bounds: a negative one without SOA would stay for 68 years."""
+    """Keeps no answer longer than our bounds: a negative one without SOA would stay for 68 years.
+
+    Nor does one stay for as long as the wall's clock, by which the library measures, was set back.
+    """
 
     def put(self, key: dns.resolver.CacheKey, value: dns.resolver.Answer) -> None:
-        longest = LONGEST_TTL if value.rrset is not None else LONGEST_NEGATIVE
-        value.expiration = min(value.expiration, time.time() + longest)
+        value.expiration = min(value.expiration, self._latest(value))
         super().put(key, value)
+
+    def get(self, key: dns.resolver.CacheKey) -> dns.resolver.Answer | None:
+        value = super().get(key)
+        return None if value is None or value.expiration > self._latest(value) else value
+
+    @staticmethod
+    def _latest(value: dns.resolver.Answer) -> float:
+        return time.time() + (LONGEST_TTL if value.rrset is not None else LONGEST_NEGATIVE)
 
 
 class Resolver:

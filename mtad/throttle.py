@@ -43,13 +43,13 @@ LONGEST_PAUSE: Final = 8.0
 class Throttle:
     """The shared counts; see the module."""
 
-    def __init__(self, key: bytes, limit: int, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, key: bytes, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
         """Make the mapping: 512 KiB.
 
         Args:
             key: random, 16 octets.
             limit: wrong passwords of one client's network before it is refused.
-            clock: seconds, the same in all processes.
+            clock: seconds, the same in all processes; nobody sets it, so no network is refused for longer.
         """
         self._key = key
         self._limit = limit

@@ -231,5 +231,4 @@ def _rounded(timeout: float) -> float:
 
 
 def _timeval(seconds: float) -> bytes:
-    whole = int(seconds)
-    return _TIMEVAL.pack(whole, round((seconds - whole) * 1_000_000) % 1_000_000)
+    return _TIMEVAL.pack(*divmod(round(seconds * 1_000_000), 1_000_000))

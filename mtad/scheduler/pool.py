@@ -93,6 +93,7 @@ class DeliveryPool:
         self._run = run
         self._numbers = 0
         self._room = PacketRoom()
+        self._looked: float | None = None
         self._dying: list[Dying] = []
 
     def channels(self) -> dict[int, Slot]:
@@ -165,7 +166,11 @@ class DeliveryPool:
         return slot.jobs.pop(result.number), result
 
     def hung(self, now: float) -> list[Slot]:
-        """The places whose process has work and is to be ended, see `Slot.complaint`."""
+        """The places whose process has work and is to be ended, see `Slot.complaint`. To be called every few seconds."""
+        if self._looked is not None and now - self._looked > SILENCE / 2:
+            for slot in self._slots:  # we have been frozen for so long, and they with us
+                slot.heard = now
+        self._looked = now
         return [slot for slot in self._slots if slot.complaint(now)]
 
     def bury(self, slot: Slot, why: str, now: float) -> None:

@@ -13,7 +13,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from mtad.net.connection import ConnectFailed, Connection, ConnectionLost, TimedOut, connect, plain_address, reason
+from mtad.net.connection import (
+    SHORTEST,
+    ConnectFailed,
+    Connection,
+    ConnectionLost,
+    TimedOut,
+    _timeval,
+    connect,
+    plain_address,
+    reason,
+)
 from tests.peers.mx import Mx, free_port
 
 Pair = tuple[Connection, socket.socket]
@@ -246,3 +256,18 @@ def test_reasons_are_in_the_words_of_strerror() -> None:
     assert reason(OSError(errno.EHOSTUNREACH, "x")) == "No route to host"
     assert reason(socket.gaierror(socket.EAI_NONAME, "Name or service not known")) == "Name or service not known"
     assert reason(OSError("odd")) == "odd"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "parts"),
+    [
+        (0.5, (0, 500_000)),
+        (0.9999999, (1, 0)),
+        (1.25, (1, 250_000)),
+        (2.9999996, (3, 0)),
+        (SHORTEST, (0, 1000)),
+        (60.0, (60, 0)),
+    ],
+)
+def test_no_time_out_becomes_for_ever(seconds: float, parts: tuple[int, int]) -> None:
+    assert struct.unpack("@ll", _timeval(seconds)) == parts

@@ -239,8 +239,21 @@ def test_a_process_with_work_that_is_silent_hangs(make: Pools) -> None:
     pool.send(slot, job("alive"), 100.0)
     await_packet(slot)
     assert pool.receive(slot, 150.0) is None
-    assert pool.hung(100.1 + SILENCE) == []
+    for now in (100.1 + SILENCE, 120.1 + SILENCE, 140.1 + SILENCE):
+        assert pool.hung(now) == []
     assert pool.hung(150.1 + SILENCE) == [slot]
+
+
+def test_whoever_was_frozen_together_with_the_scheduler_has_not_been_silent(make: Pools) -> None:
+    pool = make()
+    slot = place(pool)
+    pool.send(slot, job(), 100.0)
+    assert pool.hung(101.0) == []
+    thawed = 101.0 + 2 * SILENCE
+    assert pool.hung(thawed) == []
+    assert pool.hung(thawed + SILENCE / 2) == []
+    assert pool.hung(thawed + SILENCE) == []
+    assert pool.hung(thawed + SILENCE + 0.1) == [slot]
 
 
 def test_an_idle_process_may_be_silent(make: Pools) -> None:

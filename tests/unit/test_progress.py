@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtad.outcome import Attempt, Deferred, Delivered, Failed, Outcome
-from mtad.progress import Doubt, Event, RecipientState, Reported, replay
+from mtad.progress import REPORT, Doubt, Event, Named, RecipientState, Reported, replay
 
 SENT: Final = Delivered("2.0.0", "sent")
 LATER: Final = Deferred("4.4.1", "timed out")
@@ -71,6 +71,24 @@ def test_promise_4_a_doubt_stays_until_an_attempt_resolves_it() -> None:
     assert not any(state.settled for state in states)
     states = replay(3, [doubt, attempt((1, LATER), (2, LATER))])
     assert [state.doubt for state in states] == ["mx.example.net", "", ""]
+
+
+def test_a_report_of_a_delay_leaves_no_doubt_behind() -> None:
+    [state] = replay(1, [attempt((0, LATER)), Doubt(1.0, (0,), REPORT), Named(1.0, (0,), hold=False)])
+    assert (state.doubt, state.named) == (REPORT, True)
+    [state] = replay(
+        1, [attempt((0, LATER)), Doubt(1.0, (0,), REPORT), Named(1.0, (0,), hold=False), Reported(1.0, (0,), "id", "delay")]
+    )
+    assert (state.doubt, state.named, state.warned) == ("", False, True)
+
+
+def test_a_report_of_a_delay_does_not_let_go_who_is_held_and_one_of_a_failure_is_in_doubt_itself() -> None:
+    held: list[Event] = [Doubt(1.0, (0,), "mx"), Named(1.0, (0,), hold=True)]
+    [state] = replay(1, [*held, Doubt(1.0, (0,), REPORT), Reported(1.0, (0,), "id", "delay")])
+    assert (state.doubt, state.held, state.warned) == ("mx", True, True)
+    failed = Attempt(1.0, ((0, NEVER),))
+    [state] = replay(1, [*held, failed, Doubt(1.0, (0,), REPORT)])
+    assert (state.doubt, state.held) == (REPORT, False)
 
 
 def test_recipients_do_not_mix() -> None:

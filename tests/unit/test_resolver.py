@@ -225,6 +225,20 @@ def test_an_answer_is_asked_for_again_after_its_ttl() -> None:
         assert dns.count("example.org", "MX") == 2
 
 
+def test_a_clock_that_is_set_back_keeps_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with DnsServer(ZONES) as dns:
+        resolver = Resolver([dns.address], TIMEOUT)
+        now = time.time()
+        for _ in range(2):
+            resolver.mx("example.org")
+            resolver.mx("gone.example.org")
+        assert dns.count() == 2
+        monkeypatch.setattr(time, "time", lambda: now - 365 * 86400)
+        resolver.mx("example.org")
+        resolver.mx("gone.example.org")
+        assert dns.count() == 4
+
+
 def test_no_answer_is_kept_longer_than_its_bound() -> None:
     with DnsServer(ZONES, ttl=2**31 - 1) as dns:
         resolver = Resolver([dns.address], TIMEOUT)

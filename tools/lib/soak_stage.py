@@ -43,6 +43,10 @@ UP: Final = 40.0
 _STOP: Final = 25.0
 #: The longest wait between attempts: so long at most does a checkpoint wait for what is deferred.
 RETRY: Final = {"minimum": "1s", "maximum": "5s", "destination_pause": "1s"}
+#: How long an exchanger is waited for: over a line that loses, it may have reset a connection without our hearing of it.
+WAITS: Final = {
+    f"{phase}_timeout": "10s" for phase in ("helo", "mail", "rcpt", "data_init", "data_xfer", "data_done", "rset")
+}
 
 
 class Tempers(Moods):
@@ -136,7 +140,7 @@ class Stage:
             self.site = world.site(
                 self.root / "site", top={"spool": str(spool)}, local={"mail_root": str(mail)}, retry=RETRY
             )
-            self.site.configure(processes={"stop_timeout": "2s"})
+            self.site.configure(processes={"stop_timeout": "2s"}, delivery=WAITS)
             self.site.spool_path, self.site.mail_root = spool, mail
             self.clock = Clock(self.root / "clock")
             self.site.prefix = [*self.groups.prefix(), *self.clock.prefix()]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -27,6 +28,8 @@ ENOUGH: Final = 3
 #: KiB, and descriptors, that a warm process may gain from one look to the next, in the median.
 MOST_KIB: Final = 100.0
 MOST_DESCRIPTORS: Final = 0.34
+#: Seconds in which connections that are kept for the next message are closed.
+_IDLE: Final = 3.0
 #: KiB, and descriptors, below which growth is no growth.
 SLACK_KIB: Final = 2048
 SLACK_DESCRIPTORS: Final = 4
@@ -79,7 +82,8 @@ class Vitals:
         self._looks: dict[tuple[str, int, str], list[Vital]] = {}
 
     def look(self, site: Site) -> None:
-        """Look at the processes that there are now."""
+        """Look at the processes that there are now, when what they keep for a moment is gone."""
+        time.sleep(_IDLE)
         roles = {"master": [site.status().pid], "scheduler": site.pids("scheduler"), "listener": site.pids("listener")}
         roles["delivery"] = site.deliveries()
         for role, pids in roles.items():

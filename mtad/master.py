@@ -313,6 +313,8 @@ class Master:
             if place.pid:
                 self._draining[place.pid] = place.role
                 _signal(place.pid, signal.SIGUSR1 if place.role == "scheduler" else signal.SIGTERM)
+            elif place.row >= 0:  # its process has died, and the next one will not be started
+                old.occupancy.clear(place.row)
         close_all(before, keep=[socket for _, socket in sockets])  # before a new child can inherit what nobody serves
         self._fill_places()
         log.info("reloaded")

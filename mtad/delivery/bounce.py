@@ -17,6 +17,8 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Final
 
+import msgspec
+
 from mtad import dsn
 from mtad.config import Retry
 from mtad.envelope import Envelope, Recipient
@@ -58,14 +60,21 @@ class BounceTransport:
         self._retry = retry
 
     def report(
-        self, message: OpenMessage, recipients: Collection[int], mark: Callable[[Reported], None] | None = None
+        self,
+        message: OpenMessage,
+        recipients: Collection[int],
+        mark: Callable[[Reported], None] | None = None,
+        *,
+        arrival: float = 0.0,
     ) -> list[Reported]:
         """Commit the reports that are due about these recipients, one of each kind, and mark what was told.
 
         What became of them, and what is to be told, is read from the queue file and judged by `mtad.retry.settle`, as the
         scheduler did. A failure of which the sender does not want to hear is marked without a report.
 
-        ``mark`` writes a record of it down, and is called once its report is committed; by default that is the queue file.
+        ``arrival`` is the time from which the age of the message counts, in seconds since the epoch, when it is not that
+        of its envelope. ``mark`` writes a record of it down, and is called once its report is committed; by default that
+        is the queue file.
 
         Returns:
             the records; empty when there was nothing to tell.
@@ -78,7 +87,9 @@ class BounceTransport:
             mark = partial(message.append, durable=True)
         envelope = message.message.envelope
         now = time.time()
-        verdict = settle(envelope, message.message.states, now, self._retry, 0.0)
+        arrival = arrival or envelope.arrival
+        aged = msgspec.structs.replace(envelope, arrival=arrival)
+        verdict = settle(aged, message.message.states, now, self._retry, 0.0)
         if not isinstance(verdict, Bounce):
             return []
         told: list[Reported] = []
@@ -95,13 +106,21 @@ class BounceTransport:
                 mark(told[-1])
             wanted = [(index, outcome) for index, outcome in about.items() if index not in unwanted]
             if wanted:
-                report = self._commit(message, kind, wanted, now)
+                until = arrival + lifetime(envelope, self._retry) if kind == "delay" else 0.0
+                report = self._commit(message, kind, wanted, now, until)
                 told.append(Reported(now, tuple(index for index, _ in wanted), report, kind))
                 mark(told[-1])
         return told
 
-    def _commit(self, message: OpenMessage, kind: dsn.Kind, entries: Sequence[tuple[int, Outcome]], now: float) -> str:
-        """Store one report; its queue id."""
+    def _commit(
+        self,
+        message: OpenMessage,
+        kind: dsn.Kind,
+        entries: Sequence[tuple[int, Outcome]],
+        now: float,
+        until: float,
+    ) -> str:
+        """Store one report; its queue id. ``until`` the message is tried, in seconds since the epoch, if it is."""
         original = message.message.envelope
         about = [(original.recipients[index], outcome) for index, outcome in entries]
         report_id = self._spool.ids.new()
@@ -117,7 +136,7 @@ class BounceTransport:
                 now=now,
                 report_id=report_id,
                 kind=kind,
-                until=original.arrival + lifetime(original, self._retry) if kind == "delay" else 0.0,
+                until=until,
                 full=full,
             )
         else:

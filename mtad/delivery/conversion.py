@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import IO, Final, Self
 
@@ -87,7 +87,8 @@ class Conversion:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for file in self._files:
-            file.close()
+            with suppress(OSError):  # what did not go into it before does not now, either
+                file.close()
 
     def recipient(self, index: int) -> Recipient:
         """A recipient as it is named to a next hop."""

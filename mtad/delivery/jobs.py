@@ -33,6 +33,8 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     active: float = 0.0
     ipv4: bool = False
     """The destination does not like our IPv6 address: only its IPv4 addresses are tried, as long as it has any."""
+    arrival: float = 0.0
+    """For the transport "bounce": from when on the message's age counts; not its arrival, after a leap of the clock."""
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -274,7 +274,7 @@ class Worker:
             written = _note(message, reported, durable=True) and written
 
         try:
-            reports = self._bounce.report(message, job.recipients, mark)
+            reports = self._bounce.report(message, job.recipients, mark, arrival=job.arrival)
         except OSError as fault:
             log.warning(f"cannot store the report to its sender: {fault}", job.queue_id)
             return Result(job.number)

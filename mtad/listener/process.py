@@ -176,6 +176,14 @@ class ListenerProcess:
         slot = self._occupancy.slot(connection.address)
         with self._lock:
             self._occupancy.add(self._row, slot)
+        try:
+            self._let_in(connection, service, slot)
+        except BaseException:  # no memory for one more: it must not count as one for ever
+            self._leave(connection, slot)
+            raise
+
+    def _let_in(self, connection: Connection, service: Service, slot: int) -> None:
+        """A session begins in a thread, or is refused; it is counted already."""
         refusal: Reply | None = None
         total = self._occupancy.total()
         if self._stress.note(total):

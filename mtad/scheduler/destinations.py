@@ -50,11 +50,12 @@ class Destinations:
             for start in range(0, len(indexes), size):
                 yield key, LaneJob(message, tuple(indexes[start : start + size]), further=start > 0)
 
-    def job(self, lane: Lane, job: LaneJob) -> Job:
-        """What a delivery process is told of a job from a lane; it has no number yet."""
+    def job(self, lane: Lane, job: LaneJob, arrival: float) -> Job:
+        """What a delivery process is told of a job from a lane; it has no number yet. ``arrival`` is for its age."""
         message, key = job.message, lane.key
         ipv4 = self._lanes.ipv4.get(key, self._monotonic()) is not None
-        return Job(0, message.id, key.transport, key.destination, job.recipients, message.claimed, ipv4)
+        since = arrival if key.transport == "bounce" else 0.0
+        return Job(0, message.id, key.transport, key.destination, job.recipients, message.claimed, ipv4, since)
 
     def done(self, lane: Lane, job: LaneJob, result: Result) -> list[tuple[LaneJob, Deferred]]:
         """A job has ended: what that says about its destination is taken note of.

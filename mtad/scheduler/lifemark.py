@@ -55,6 +55,12 @@ class LifeMark:
         """``root`` is the spool; ``boot`` a `boot_id`; ``flushed``: doubts are on stable storage before each final dot."""
         self._path = os.path.join(root, LIFE_MARK)
         self._mark = _Mark(boot, 0.0, flushed, ended=False)
+        self._written = False
+
+    @property
+    def cut(self) -> float:
+        """See `begin`."""
+        return self._mark.cut
 
     def begin(self, now: float) -> float:
         """A scheduler begins: up to when messages may have been delivered without a trace; 0 when none may.
@@ -62,13 +68,15 @@ class LifeMark:
         ``now`` in seconds since the epoch.
 
         Raises:
-            OSError: the mark cannot be written.
+            OSError: the mark cannot be written; `cut` says the same, and each `alive` tries again.
         """
         before = self._read()
         if before is not None:
             mark, seen = before
             lost = not mark.ended and not mark.flushed and "" not in (mark.boot, self._mark.boot)
-            cut = min(seen + LATEST, now) if lost and mark.boot != self._mark.boot else mark.cut
+            # A clock that is behind what the disk says cannot tell that it was sooner.
+            latest = seen + LATEST if now < seen else min(seen + LATEST, now)
+            cut = latest if lost and mark.boot != self._mark.boot else mark.cut
             self._mark = msgspec.structs.replace(self._mark, cut=cut)
         self._write()
         return self._mark.cut
@@ -76,7 +84,10 @@ class LifeMark:
     def alive(self) -> None:
         """A sign of life, to be given every ten seconds or so; a disk that refuses makes no difference."""
         try:
-            os.utime(self._path)
+            if self._written:
+                os.utime(self._path)
+            else:  # what stands there is of the one before, and must not look younger than it is
+                self._write()
         except OSError:
             pass  # the last sign is a little older then
 
@@ -110,3 +121,4 @@ class LifeMark:
             flush(directory)
         finally:
             os.close(directory)
+        self._written = True

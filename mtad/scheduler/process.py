@@ -115,9 +115,10 @@ class SchedulerProcess:
 
     def _begin_life(self) -> None:
         try:
-            self._scheduler.begin(self._mark.begin(time.time()))
+            self._mark.begin(time.time())
         except OSError as fault:
             self._events.warning(f"no mark of life in the spool: {fault.strerror or fault}")
+        self._scheduler.begin(self._mark.cut)
 
     def _end_life(self) -> None:
         try:
@@ -162,8 +163,7 @@ class SchedulerProcess:
             self._mark.alive()
             if self._desk is not None:
                 self._desk.tidy()
-            for slot in self._pool.hung(now):
-                self._bury(slot, slot.complaint(now))
+            self._end_hung(now)
 
     def _milliseconds(self, now: float) -> int:
         """How long nothing will have to be done."""
@@ -242,6 +242,10 @@ class SchedulerProcess:
     def _bury(self, slot: Slot, why: str) -> None:
         self._pool.bury(slot, why, time.monotonic())
         self._watch_channels()
+
+    def _end_hung(self, now: float) -> None:
+        for slot in self._pool.hung(now):
+            self._bury(slot, slot.complaint(now))
 
     def _take_back(self) -> None:
         """Take the work of processes that are gone."""
@@ -339,6 +343,7 @@ class SchedulerProcess:
                     self._drop_results(self._watched[fd])
                 else:
                     self._read_results(self._watched[fd])
+            self._end_hung(time.monotonic())
             self._take_back()
         if not handover:
             self._scheduler.put_down()

@@ -206,7 +206,8 @@ class Scheduler:
                 self._lanes.cancel(lane, job)
                 message.open_jobs -= 1
                 continue
-            number = dispatcher.dispatch(self._destinations.job(lane, job))
+            arrival = self._leaps.aged(message.envelope).arrival
+            number = dispatcher.dispatch(self._destinations.job(lane, job, arrival))
             if number is None:
                 self._lanes.give_back(lane, job)
                 return

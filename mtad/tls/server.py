@@ -38,7 +38,7 @@ CHECK_INTERVAL: Final = 1.0
 _CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES:!aNULL:!eNULL:!AESCCM"
 
 #: What tells one state of a file from another; None when there is none.
-_Signature = tuple[int, int, int, int] | None
+_Signature = tuple[int, ...] | None
 
 
 class _Store:
@@ -83,6 +83,7 @@ class ServerTls:
         self._pairs = tuple(pairs)
         self._warn = warn
         self._lock = Lock()
+        self._told = ""
         self._signatures = self._look()
         self._store = self._load()
         self._checked = time.monotonic()
@@ -113,10 +114,14 @@ class ServerTls:
             # Looked at before the reading: a change in between is then found by the next look.
             found = self._look()
             if found != self._signatures:
-                self._signatures = found
+                self._signatures = ()  # until they could be read: tried again at the next look
                 self._store = self._load()
+                self._signatures = found
+                self._told = ""
         except CertificateFault as fault:
-            self._warn(f"{fault}; the certificates read before stay in use")
+            if str(fault) != self._told:
+                self._told = str(fault)
+                self._warn(f"{fault}; the certificates read before stay in use")
         finally:
             self._lock.release()
 
@@ -153,4 +158,4 @@ def _signature(path: str) -> _Signature:
         found = os.stat(path)
     except OSError:
         return None
-    return (found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)
+    return (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev)

@@ -58,6 +58,21 @@ def test_new_workers_have_the_new_configuration(site: Site) -> None:
     assert b"\n\tby new.example.org (mtad) with ESMTP id " in site.await_mail("alice")[0]
 
 
+def test_listeners_that_are_dead_at_a_reload_leave_room_for_others(site: Site) -> None:
+    """There is room for 128 of them, and those that wait for their restart are not started any more."""
+    site.configure(processes={"listeners": 50})
+    _reload(site)
+    await_value(lambda: site.status().draining == 0, what="the old ones have ended")
+    for reloads in (2, 3, 4):
+        await_value(lambda: len(site.pids("listener")) == 50, what="all are there")
+        for pid in site.pids("listener"):
+            os.kill(pid, signal.SIGKILL)
+        await_value(lambda: len(site.pids("listener")) < 10, what="most are dead, and wait")
+        os.kill(site.status().pid, signal.SIGHUP)
+        await_value(lambda reloads=reloads: site.status().reloads == reloads, what="reloaded")  # type: ignore[misc]
+        assert site.status().reload_fault == ""
+
+
 def test_sighup(site: Site) -> None:
     """SIGHUP does the same."""
     site.configure(top={"hostname": "new.example.org"})

@@ -248,3 +248,14 @@ def test_the_whole_message_comes_back_when_asked_for(bounces: Bounces) -> None:
         bounces.transport.report(message, (0,))
     [(_, report)] = bounces.reports()
     assert "body that stays here" in report.as_string()
+
+
+def test_the_age_of_a_message_is_what_the_scheduler_says(bounces: Bounces) -> None:
+    """After a leap of the clock: what is not old is not expired, and its sender hears of a delay, if of anything."""
+    retry = msgspec.structs.replace(bounces.retry, warn_after=Duration(100))
+    bounces.transport = BounceTransport(bounces.spool, "mx.example.org", "postmaster@example.org", retry)
+    with bounces.message(Deferred("4.2.0", "later"), age=600_000) as message:
+        [reported] = bounces.transport.report(message, (0,), arrival=time.time() - 200)
+    assert reported.kind == "delay"
+    [(_, report)] = bounces.reports()
+    assert "Will-Retry-Until" in report.as_string()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -85,6 +86,32 @@ def test_a_sign_of_life_sets_the_time_and_may_fail(tmp_path: Path) -> None:
     assert (tmp_path / LIFE_MARK).stat().st_mtime > SEEN
     (tmp_path / LIFE_MARK).unlink()
     found.alive()
+
+
+def test_a_clock_that_is_behind_after_the_cut_makes_it_no_sooner(tmp_path: Path) -> None:
+    lived(tmp_path)
+    assert mark(tmp_path, "two").begin(SEEN - 1800) == SEEN + LATEST
+
+
+def test_a_mark_that_could_not_be_written_is_written_later_and_the_cut_is_known_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lived(tmp_path)
+    second = mark(tmp_path, "two")
+
+    def refuse(_fd: int, _data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            second.begin(NOW)
+        assert second.cut == SEEN + LATEST
+        second.alive()
+    assert (tmp_path / LIFE_MARK).stat().st_mtime == SEEN, "the mark of the one before looks no younger"
+    second.alive()
+    os.utime(tmp_path / LIFE_MARK, (NOW, NOW))
+    assert mark(tmp_path, "two").begin(NOW + 60) == SEEN + LATEST
 
 
 def test_a_disk_that_refuses_is_told(tmp_path: Path) -> None:

@@ -268,6 +268,21 @@ def test_a_handover_is_ended_by_a_stop(loop: Loop) -> None:
     assert time.monotonic() - begin < 5
 
 
+def test_a_handover_does_not_wait_for_a_delivery_process_that_hangs(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "SILENCE", 1.0)
+    loop.start()
+    loop.send("b@forever.test")
+    loop.turn(lambda: loop.process._scheduler._jobs)
+    [pid] = loop.process._pool.pids()
+    os.kill(pid, signal.SIGSTOP)
+    loop.signals.send(signal.SIGUSR1)
+    loop.turn(lambda: loop.process._ending)
+    begin = time.monotonic()
+    loop.process._end()
+    assert 1.0 < time.monotonic() - begin < 10
+    assert loop.process._pool.pids() == []
+
+
 def test_messages_that_an_orphan_holds_are_waited_for(loop: Loop) -> None:
     queue_id = loop.send()
     os.rename(loop.root / "incoming" / queue_id, loop.root / "active" / queue_id)

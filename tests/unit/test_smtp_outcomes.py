@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from mtad.delivery.transport import Interrupted
 from mtad.delivery.words import REPLY_LIMIT
 from mtad.outcome import Deferred, Delivered, Failed
 from tests.peers.mx import CLOSE, HANG, RESET, Raw, Say, Script
@@ -213,8 +214,9 @@ def test_a_message_that_cannot_be_read_or_recorded_is_not_finished(site: Site) -
         raise OSError("disk full")
 
     site.on_doubt = fail
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(Interrupted, match="disk full") as broken:
         site.send()
+    assert (type(broken.value.fault), broken.value.attempts) == (OSError, ())
     mx.await_closed()
     assert mx.messages == []
     assert mx.transactions[0].content == b""

@@ -138,6 +138,10 @@ def test_no_room_for_what_waits_in_the_buffer_of_a_converted_message_is_said(
         def seek(self, *_: int) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 
+        def close(self) -> None:
+            super().close()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
     monkeypatch.setattr(tempfile, "SpooledTemporaryFile", lambda _size: Full())
     site.mx("127.0.0.5", Script(extensions=()))
     site.domain("127.0.0.5")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from cryptography import x509
@@ -139,6 +140,25 @@ def test_a_broken_pair_is_told_once_and_the_old_one_stays(tmp_path: Path, greet:
     new.write(tmp_path)
     assert served(greet, server) == ("new.test",)
     assert len(warnings) == 3
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_pair_that_could_not_be_read_is_tried_again_and_told_once(
+    tmp_path: Path, greet: Greeting, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing about the files changes meanwhile: there was no descriptor left."""
+    server = ServerTls([issue("old.test").write(tmp_path)], warnings.append)
+    issue("new.test").write(tmp_path)
+
+    def refuse(_pair: Pair) -> NoReturn:
+        raise CertificateFault("key.pem: Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server_module, "inspect", refuse)
+        for _ in range(3):
+            assert served(greet, server) == ("old.test",)
+    assert warnings == ["key.pem: Too many open files; the certificates read before stay in use"]
+    assert served(greet, server) == ("new.test",)
 
 
 def test_files_are_looked_at_once_a_second(tmp_path: Path, greet: Greeting, warnings: list[str]) -> None:

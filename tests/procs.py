@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Final
 
@@ -98,3 +100,12 @@ class Orphanage:
                 except ChildProcessError:
                     pass  # its Popen was faster
         return found
+
+
+def stop(pid: int) -> None:
+    """SIGSTOP, and wait until it stands still: a process that runs on another processor does not do so at once."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "Tt":
+        assert time.monotonic() < deadline, f"{pid} does not stop"
+        time.sleep(0.001)

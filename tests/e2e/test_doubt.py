@@ -29,7 +29,7 @@ DEAF = Script(dot=[HANG, OK])
 def kill_deliveries(world: World) -> None:
     """All at once: the scheduler must not hand what the first one had to the second, which dies, too."""
     [scheduler] = world.site.pids("scheduler")
-    os.kill(scheduler, signal.SIGSTOP)
+    stop(scheduler)
     try:
         victims = children(scheduler)
         for pid in victims:

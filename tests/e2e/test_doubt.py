@@ -19,6 +19,7 @@ from mtad.progress import Doubt, Named
 from mtad.spool.queues import Queue
 from tests.e2e.world import World, await_gone
 from tests.peers.mx import HANG, OK, Mx, Say, Script
+from tests.procs import stop
 from tests.site import alive, await_value, children
 
 HOLD = {"on_doubt": "hold"}

@@ -15,6 +15,7 @@ from mtad.outcome import Attempt, Deferred, Delivered
 from mtad.spool.queues import Queue
 from tests.e2e.world import MESSAGE, World, await_gone
 from tests.peers.mx import HANG, OK, Mx, Say, Script
+from tests.procs import stop
 from tests.site import alive, await_value, children
 
 SENT = Delivered("2.0.0", "sent")

@@ -244,7 +244,8 @@ def test_d8_both_families_are_among_the_addresses(hosts: list[tuple[str, int, in
 def test_d6_a_thousand_mx_are_not_all_looked_up(dns: DnsServer, hops: Hops) -> None:
     found = hops("crowd.test")
     assert sum(len(hop.addresses) for hop in found if isinstance(hop, Host)) == ADDRESS_LIMIT
-    assert dns.count() <= 2 + 2 * HOST_LIMIT  # MX over UDP and TCP, two families each
+    # MX over UDP and TCP, two families each; a slow machine may ask a question twice.
+    assert len(set(dns.questions())) <= 2 + 2 * HOST_LIMIT
 
 
 @pytest.mark.parametrize("domain", ["literalmx.test", "oddmx.test"])

@@ -82,28 +82,28 @@ class Files:
         Raises:
             OSError: the disk still refuses.
         """
-        try:
-            with self._spool.open(Queue.ACTIVE, message.id) as opened:
-                opened.append(*message.unwritten, durable=True)
-        except FileNotFoundError:
-            pass  # an administrator has removed it
-        except (QueueFileDamaged, QueueFileUnfinished):
-            pass  # whoever reads it next finds out, and before it leaves this system somebody must
+        self._make_good(message.id, message.unwritten)
         message.unwritten.clear()
         return True
 
     def last_word(self, queue_id: str, events: Sequence[Event]) -> None:
         """Append what was done with a message of active; when the disk still refuses, the log has it and nobody else."""
         try:
-            with self._spool.open(Queue.ACTIVE, queue_id) as opened:
-                opened.append(*events, durable=True)
-        except (FileNotFoundError, QueueFileDamaged, QueueFileUnfinished):
-            pass  # as in `write_down`
+            self._make_good(queue_id, events)
         except OSError as fault:
             self._events.warning(
                 f"{queue_id}: cannot be noted in the queue file, who has the message may get it again: "
                 f"{fault.strerror or fault}"
             )
+
+    def _make_good(self, queue_id: str, events: Sequence[Event]) -> None:
+        try:
+            with self._spool.open(Queue.ACTIVE, queue_id) as opened:
+                opened.append(*events, durable=True)
+        except FileNotFoundError:
+            pass  # an administrator has removed it
+        except (QueueFileDamaged, QueueFileUnfinished):
+            pass  # whoever reads it next finds out, and before it leaves this system somebody must
 
     def unchanged_since_cut(self, envelope: Envelope) -> bool:
         """Whether a message of active may have been delivered, without a trace, before a power cut."""

@@ -242,25 +242,16 @@ class Worker:
             attempts = list(self._transports[job.transport].deliver(task, message, in_doubt))
             told = {index for attempt in attempts for index, _ in attempt.outcomes}
             if missing := [index for index in job.recipients if index not in told]:
-                fault = RuntimeError(f"transport {job.transport} told nothing about recipients {missing}")
-                raise Interrupted(fault, attempts)
-        except QueueFileDamaged:
-            raise
-        except Interrupted as broken:
-            if isinstance(broken.fault, QueueFileDamaged):
-                raise broken.fault from None
-            decided = {
-                index
-                for attempt in broken.attempts
-                for index, outcome in attempt.outcomes
-                if not isinstance(outcome, Deferred)
-            }
-            deferred = _blame(job, broken.fault)
+                silence = RuntimeError(f"transport {job.transport} told nothing about recipients {missing}")
+                raise Interrupted(silence, attempts)
+        except Exception as broken:
+            fault, before = (broken.fault, broken.attempts) if isinstance(broken, Interrupted) else (broken, ())
+            if isinstance(fault, QueueFileDamaged):
+                raise fault from None
+            told = {index for attempt in before for index, outcome in attempt.outcomes if not isinstance(outcome, Deferred)}
+            deferred = _blame(job, fault)
             rest = tuple((index, deferred) for index in job.recipients if index not in decided)
-            return [*broken.attempts, Attempt(started, rest)]
-        except Exception as bug:
-            deferred = _blame(job, bug)
-            return [Attempt(started, tuple((index, deferred) for index in job.recipients))]
+            return [*before, Attempt(started, rest)]
         return attempts
 
     def _report(self, job: Job, message: OpenMessage) -> Result:

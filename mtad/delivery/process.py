@@ -248,7 +248,9 @@ class Worker:
             fault, before = (broken.fault, broken.attempts) if isinstance(broken, Interrupted) else (broken, ())
             if isinstance(fault, QueueFileDamaged):
                 raise fault from None
-            told = {index for attempt in before for index, outcome in attempt.outcomes if not isinstance(outcome, Deferred)}
+            decided = {
+                index for attempt in before for index, outcome in attempt.outcomes if not isinstance(outcome, Deferred)
+            }
             deferred = _blame(job, fault)
             rest = tuple((index, deferred) for index in job.recipients if index not in decided)
             return [*before, Attempt(started, rest)]

@@ -25,6 +25,7 @@ import msgspec
 from setproctitle import setproctitle
 
 from mtad import VERSION, host, log
+from mtad.child_place import ChildPlace
 from mtad.config import Config
 from mtad.control import ListenerStatus, ProcessStatus, Status, control_path, mailslot_path, socket_paths
 from mtad.errors import ConfigError, MtadError, Problem
@@ -39,33 +40,10 @@ from mtad.spool.queues import MASTER_LOCK, Spool
 from mtad.throttle import Throttle
 from mtad.users import Users
 
-#: A child that lived less than this (seconds) died young: the pause before its successor doubles.
-_YOUNG: Final = 5.0
-_FIRST_PAUSE: Final = 0.1
-_LONGEST_PAUSE: Final = 30.0
 #: Seconds over the limit that children have to end by themselves before they are killed.
 _GRACE: Final = 3.0
 #: Seconds that the children of a master that was killed have to let go of its sockets.
 _SUCCESSION: Final = 3.0
-
-
-class Place:
-    """A place for one child of the current generation: a listener, or the scheduler."""
-
-    def __init__(self, role: str, row: int = -1) -> None:
-        """``row`` is a listener's in the occupancy table."""
-        self.role = role
-        self.row = row
-        self.pid = 0
-        self.started = 0.0
-        self.deaths = 0
-        self.pause = _FIRST_PAUSE
-        self.not_before = 0.0
-
-    def wait(self, now: float, *, young: bool) -> None:
-        """The next child comes after a pause, which doubles as long as they die ``young``."""
-        self.pause = min(_LONGEST_PAUSE, self.pause * 2) if young else _FIRST_PAUSE
-        self.not_before = now + self.pause
 
 
 class Master:
@@ -77,7 +55,7 @@ class Master:
         self._source = source
         self._reread = reread
         self._started = time.time()
-        self._places: list[Place] = []
+        self._places: list[ChildPlace] = []
         self._draining: dict[int, str] = {}
         self._rows: dict[int, int] = {}
         self._stopping = False
@@ -95,6 +73,7 @@ class Master:
             OSError, MtadError: the world's, named.
         """
         config = self._config
+        host.share_one_heap()
         host.raise_descriptor_limit()
         account = host.account(config)
         if account is not None:
@@ -188,31 +167,31 @@ class Master:
 
     def _open_places(self) -> None:
         config = self._runtime.config
-        self._places = [Place("scheduler")]
-        self._places += [Place("listener", self._runtime.occupancy.assign()) for _ in range(config.processes.listeners)]
+        self._places = [ChildPlace("scheduler")]
+        self._places += [
+            ChildPlace("listener", self._runtime.occupancy.assign()) for _ in range(config.processes.listeners)
+        ]
 
     def _fill_places(self) -> None:
-        now = time.monotonic()
         for place in self._places:
-            if not place.pid and now >= place.not_before:
+            if place.due():
                 self._fork(place)
 
-    def _fork(self, place: Place) -> None:
+    def _fork(self, place: ChildPlace) -> None:
         with held_back():
             try:
                 pid = os.fork()
             except OSError as fault:
-                place.wait(time.monotonic(), young=True)
+                place.wait(young=True)
                 log.warning(f"cannot start a {place.role}, trying again in {place.pause:g} s: {fault.strerror}")
                 return
             if pid == 0:
                 self._become_child(place)
-        place.pid = pid
-        place.started = time.time()
+        place.filled(pid)
         if place.row >= 0:
             self._rows[pid] = place.row
 
-    def _become_child(self, place: Place) -> None:
+    def _become_child(self, place: ChildPlace) -> None:
         """In the child: what it does until its end. Does not return."""
         code = 70  # EX_SOFTWARE
         try:
@@ -264,8 +243,7 @@ class Master:
             place.row = self._runtime.occupancy.assign()
         if self._stopping:
             return
-        place.deaths += 1
-        place.wait(time.monotonic(), young=time.time() - place.started < _YOUNG)
+        place.died()
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         log.warning(f"{place.role} process {pid} {how}; the next one starts in {place.pause:g} s")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -109,3 +110,10 @@ def stop(pid: int) -> None:
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "Tt":
         assert time.monotonic() < deadline, f"{pid} does not stop"
         time.sleep(0.001)
+
+
+def private_kib() -> int:
+    """KiB of memory of this process alone."""
+    match = re.search(r"^RssAnon:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
+    assert match is not None
+    return int(match[1])

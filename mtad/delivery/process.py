@@ -1,11 +1,9 @@
 """The delivery process: threads that take jobs from one channel, deliver, write down what they did, and answer.
 
-The threads read the channel themselves, each packet goes to one of them. A thread that takes a job leaves at least one
-waiting, so a job never waits for a thread; how many jobs there are at a time is the scheduler's decision.
-
 Per job: open the queue file (whose shared lock says that it is in work), compare the content with its checksum, deliver,
-append the attempts, log, answer. The first thread keeps house: it shows the scheduler a sign of life, closes connections
-that nobody has reused, and lets the watchdog look after deliveries that make no progress.
+append the attempts, log, answer. The first thread takes no jobs but keeps house: it shows the scheduler a sign of life,
+closes connections that nobody has reused, lets the watchdog look after deliveries that make no progress, and thins out the
+threads (`mtad.delivery.crew`).
 
 A job whose scheduler has hung up before the file was locked is left alone. The next scheduler gets the spool only after
 this one has hung up, and asks for the lock of each file: so a job is done by one of the two, whatever lay in the channel.
@@ -13,14 +11,11 @@ this one has hung up, and asks for the lock of each file: so a job is done by on
 Errors: a damaged file is reported as such. Whatever a transport raises is a bug: logged as panic, and the recipients are
 deferred. A queue file that cannot be written (disk full) delays nothing: the answer carries the outcome, and says that the
 file does not have it. Only where recipients in doubt are held (``retry.on_doubt``) is nothing sent before the doubt is on
-stable storage: whoever may have got the message is then known, even after a power cut. A machine that gives no more threads
-makes deliveries wait for one.
+stable storage: whoever may have got the message is then known, even after a power cut.
 """
 
 from __future__ import annotations
 
-import os
-import select
 import signal
 import threading
 import time
@@ -32,6 +27,7 @@ from setproctitle import setproctitle
 
 from mtad import log
 from mtad.delivery.bounce import BounceTransport
+from mtad.delivery.crew import QUIET, Crew
 from mtad.delivery.jobs import HEARTBEAT, Job, Result, job_decoder, job_encoder, sign_of_life
 from mtad.delivery.maildir import MaildirTransport
 from mtad.delivery.rescue import rescued
@@ -39,7 +35,8 @@ from mtad.delivery.smtp import SmtpTransport
 from mtad.delivery.transport import Interrupted, Task, Transport
 from mtad.delivery.watchdog import Watchdog, longest_wait
 from mtad.errors import QueueFileDamaged, QueueFileUnfinished
-from mtad.net.channels import MAX_PACKET, PacketRoom, PacketSocket
+from mtad.host import give_back_memory
+from mtad.net.channels import MAX_PACKET, PacketSocket, hung_up
 from mtad.net.listening import is_own_address, split_address
 from mtad.nexthop import Rules
 from mtad.outcome import Attempt, Deferred, Outcome
@@ -54,8 +51,6 @@ from mtad.spool.queues import Queue, Spool
 _STACK: Final = 512 * 1024
 #: Seconds between two looks for connections that nobody has reused.
 _TICK: Final = 1.0
-#: What it is when the machine gives no thread, or no memory for one.
-_NO_THREAD: Final = (RuntimeError, OSError)
 
 
 class _Unnoted(OSError):
@@ -87,82 +82,25 @@ class Worker:
         }
         domain = config.local.domains[0] if config.local.domains else config.hostname
         self._bounce = BounceTransport(self._spool, config.hostname, f"postmaster@{domain}", config.retry)
-        self._lock = threading.Lock()
-        self._threads = 0
-        self._idle = 0
-        self._ended = threading.Event()
-        self._starved = False
+        self._crew = Crew(channel, lambda packet: self._answer(job_decoder.decode(packet)))
 
     def run(self) -> None:
         """Serve until the scheduler closes the channel and the last job is done."""
-        shown = time.monotonic()
-        while self._has_thread() and not self._ended.wait(min(_TICK, HEARTBEAT)):
+        shown = thinned = time.monotonic()
+        while self._crew.muster() and not self._crew.ended.wait(min(_TICK, HEARTBEAT)):
             self._smtp.expire()
             now = time.monotonic()
+            if now - thinned >= QUIET:
+                thinned = now
+                if self._crew.thin_out():
+                    give_back_memory()
             if now - shown >= HEARTBEAT:
                 shown = now
                 self._show_life()
         self._smtp.close()
 
-    def _has_thread(self) -> bool:
-        """Start the first thread. Where there is none to be had jobs wait for it; False when nobody waits for them."""
-        if self._threads or self._ended.is_set():
-            return True
-        try:
-            self._add_thread()
-        except _NO_THREAD as fault:
-            if not self._starved:
-                log.warning(f"no thread for deliveries, they wait: {fault}")
-            self._starved = True
-            return not self._abandoned()
-        return True
-
     def _show_life(self) -> None:
         self._send(sign_of_life(self._watchdog.look()))
-
-    def _add_thread(self) -> None:
-        """Start a thread, with all that it needs before its first job.
-
-        Raises:
-            RuntimeError, OSError: the machine gives none, or no memory for it.
-        """
-        room = PacketRoom()
-        self._threads += 1
-        try:
-            threading.Thread(target=self._serve, args=(room,), name="delivery", daemon=True).start()
-        except RuntimeError:
-            self._threads -= 1
-            raise
-
-    def _serve(self, room: PacketRoom) -> None:
-        try:
-            self._take_jobs(room)
-        except BaseException as bug:
-            # A job without an answer would be under way for ever. The scheduler takes back what a dead process had.
-            log.panic("a thread of deliveries came to an end that nobody thought of", bug)
-            os._exit(os.EX_SOFTWARE)
-
-    def _take_jobs(self, room: PacketRoom) -> None:
-        while True:
-            with self._lock:
-                self._idle += 1
-            try:
-                packet = room.receive(self._channel)
-            except OSError:
-                packet = b""
-            with self._lock:
-                self._idle -= 1
-                if not packet:
-                    self._threads -= 1
-                    if not self._threads:
-                        self._ended.set()
-                    return
-                if not self._idle:
-                    try:
-                        self._add_thread()
-                    except _NO_THREAD as fault:
-                        log.warning(f"no thread for the next delivery, it waits for one that ends: {fault}")
-            self._answer(job_decoder.decode(packet))
 
     def _answer(self, job: Job) -> None:
         self._watchdog.begin(job.number, job.queue_id)
@@ -182,17 +120,11 @@ class Worker:
         except OSError:
             pass  # no scheduler any more: it stands in the queue file
 
-    def _abandoned(self) -> bool:
-        """Whether the scheduler has hung up: it is dead, or on its way out."""
-        line = select.poll()
-        line.register(self._channel, select.POLLRDHUP)
-        return bool(line.poll(0))
-
     def work(self, job: Job) -> Result | None:
         """Do one job; None when it is no longer ours."""
         try:
             with self._spool.open(Queue.ACTIVE, job.queue_id) as message:
-                if self._abandoned():
+                if hung_up(self._channel):
                     return None
                 message.verify()
                 if job.transport == "bounce":

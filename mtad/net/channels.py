@@ -18,6 +18,7 @@ import mmap
 import os
 import select
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -58,6 +59,19 @@ class PacketRoom:
             OSError: as recv(2); BlockingIOError when nothing is there, and the channel does not wait.
         """
         return bytes(self._room[: channel.recv_into(self._room)])
+
+
+def wait_at_most(channel: PacketSocket, seconds: float) -> None:
+    """Let whoever reads from it wait no longer than that at a time, and then get a BlockingIOError."""
+    time = struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
+    channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, time)
+
+
+def hung_up(channel: PacketSocket) -> bool:
+    """Whether the other end is closed, also while packets lie there still."""
+    line = select.poll()
+    line.register(channel, select.POLLRDHUP)
+    return bool(line.poll(0))
 
 
 @contextmanager

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import select
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,12 @@ from mtad.net.channels import (
     PacketRoom,
     WakePipe,
     end_sending,
+    hung_up,
     notify,
     packet_pair,
+    wait_at_most,
 )
+from tests.procs import private_kib
 
 
 def _deep(tmp_path: Path) -> Path:
@@ -69,11 +72,27 @@ def test_a_room_gives_each_packet_as_it_was_sent_and_grows_with_the_largest_only
     theirs.close()
 
 
-def private_kib() -> int:
-    """KiB of memory of this process alone."""
-    match = re.search(r"^RssAnon:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
-    assert match is not None
-    return int(match[1])
+def test_a_channel_that_is_hung_up() -> None:
+    ours, theirs = packet_pair()
+    with theirs:
+        ours.send(b"one")
+        assert not hung_up(theirs)
+        ours.close()
+        assert hung_up(theirs)
+        assert theirs.recv(MAX_PACKET) == b"one"
+
+
+@pytest.mark.parametrize("seconds", [0.02, 1.01])
+def test_whoever_reads_waits_no_longer_than_that(seconds: float) -> None:
+    ours, theirs = packet_pair()
+    with ours, theirs:
+        wait_at_most(theirs, seconds)
+        ours.send(b"one")
+        assert theirs.recv(MAX_PACKET) == b"one"
+        begin = time.monotonic()
+        with pytest.raises(BlockingIOError):
+            PacketRoom().receive(theirs)
+        assert time.monotonic() - begin > seconds - 0.01
 
 
 def test_mailslot(tmp_path: Path) -> None:

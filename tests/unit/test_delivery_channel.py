@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mtad.delivery import process
+from mtad.delivery import crew, process
 from mtad.delivery.jobs import ALIVE
 from mtad.delivery.transport import Content, Task
 from mtad.net.channels import PacketRoom
@@ -100,7 +100,7 @@ def test_a_bug_outside_of_a_transport_is_answered_and_the_thread_lives_on(
     ("place", "name", "fault"),
     [
         (threading.Thread, "start", RuntimeError("can't start new thread")),
-        (process, "PacketRoom", OSError(errno.ENOMEM, "Cannot allocate memory")),
+        (crew, "PacketRoom", OSError(errno.ENOMEM, "Cannot allocate memory")),
     ],
 )
 def test_a_machine_without_threads_makes_jobs_wait(
@@ -133,7 +133,7 @@ def test_a_thread_that_cannot_answer_ends_its_process_for_the_scheduler_to_take_
     world.script(giving(SENT))
     world.send(world.message())
     with pytest.raises(SystemExit) as ended:
-        world.worker._serve(PacketRoom())
+        world.worker._crew.serve(PacketRoom())
     assert ended.value.code == os.EX_SOFTWARE
     assert "panic: " in capfd.readouterr().err
 

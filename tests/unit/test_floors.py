@@ -26,7 +26,7 @@ FLOORS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"nexthop", "policy", "routing", "runtime"}),
     frozenset({"session", "delivery"}),
     frozenset({"listener", "scheduler", "check", "explain"}),
-    frozenset({"master", "control"}),
+    frozenset({"master", "control", "child_place"}),
     frozenset({"cli"}),
 )
 
@@ -54,7 +54,7 @@ NEIGHBOURS: Final = {
     "tls.server": {"net.connection"},
     "tls.client": {"net.connection"},
     "routing": {"nexthop"},  # a route is what a rule says, looked up
-    "master": {"control"},  # the questions of the commands that the master answers
+    "master": {"control", "child_place"},  # the questions of the commands that the master answers; what it keeps of a child
 }
 
 #: Which of ours alone may import a module of the world's.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import pwd
 import resource
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +17,9 @@ import pytest
 from mtad import host
 from mtad.config import Config
 from mtad.errors import ConfigError, MtadError
-from tests.procs import identity, needs_root
+from tests.procs import identity, needs_root, private_kib
 
+needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has such heaps")
 NOBODY = pwd.getpwnam("nobody")
 
 
@@ -126,6 +130,43 @@ def test_a_process_stays_on_one_processor() -> None:
     assert _in_child(lambda: stays(0) == stays(len(allowed)) == allowed[0])
     assert _in_child(lambda: stays(-1) == allowed[-1])
     assert _in_child(lambda: {stays(number) for number in range(len(allowed))} == set(allowed))
+
+
+_HEAPS = """
+import ctypes, sys, threading
+from mtad import host
+if sys.argv[1] == "shared":
+    host.share_one_heap()
+together = threading.Barrier(8)
+def work():
+    kept = [bytes(1000) for _ in range(100)]
+    together.wait()
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+libc = ctypes.CDLL(None)
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
+"""
+
+
+@needs_glibc
+@pytest.mark.parametrize(("how", "heaps"), [("shared", {1}), ("", set(range(2, 100)))])
+def test_all_threads_share_one_heap(how: str, heaps: set[int]) -> None:
+    said = subprocess.run([sys.executable, "-c", _HEAPS, how], check=True, capture_output=True, timeout=30).stdout
+    assert said.count(b"<heap nr=") in heaps
+
+
+@needs_glibc
+def test_memory_that_lies_between_what_is_in_use_is_given_back() -> None:
+    def act() -> bool:
+        pieces = [b"x" * (1000 + 99_000 * (number % 2)) for number in range(600)]
+        del pieces[1::2]
+        before = private_kib()
+        host.give_back_memory()
+        return before - private_kib() > 20_000
+
+    assert _in_child(act)
 
 
 def test_orphans_become_ours() -> None:

@@ -18,7 +18,7 @@ SPAN: Final = 2.8
 #: Seconds that a harm lasts at most, where it lasts.
 LASTS: Final = 1.5
 #: Seeds of an era.
-ERA: Final = 100
+ERA: Final = 200
 #: How many harms a seed has, and how often.
 _HARMS: Final = (1, 2, 3, 4, 5)
 _OFTEN: Final = (2, 4, 4, 2, 1)

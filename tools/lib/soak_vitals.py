@@ -24,7 +24,7 @@ from tests.site import Site
 #: Looks at a process before it counts as warm.
 WARM: Final = 2
 #: Looks at a warm process from which something follows.
-ENOUGH: Final = 3
+ENOUGH: Final = 4
 #: KiB, and descriptors, that a warm process may gain from one look to the next, in the median.
 MOST_KIB: Final = 100.0
 MOST_DESCRIPTORS: Final = 0.34
@@ -36,10 +36,11 @@ SLACK_DESCRIPTORS: Final = 4
 
 
 class Vital(msgspec.Struct, frozen=True):
-    """A process at a moment: KiB of memory of its own, and open files."""
+    """A process at a moment: KiB of memory of its own, open files, and threads, which may come and go."""
 
     kib: int
     descriptors: int
+    threads: int = 1
 
 
 def vital(pid: int) -> Vital | None:
@@ -47,10 +48,11 @@ def vital(pid: int) -> Vital | None:
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         count = len(os.listdir(f"/proc/{pid}/fd"))
+        threads = len(os.listdir(f"/proc/{pid}/task"))
     except OSError:
         return None
     match = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.M)
-    return Vital(int(match[1]), count) if match is not None else None
+    return Vital(int(match[1]), count, threads) if match is not None else None
 
 
 def slope(values: Sequence[float]) -> float:
@@ -70,7 +72,7 @@ def growth(vitals: Sequence[Vital]) -> str:
         ("descriptors", [one.descriptors for one in warm], MOST_DESCRIPTORS, SLACK_DESCRIPTORS),
     ):
         if values[-1] - values[0] > slack and slope(values) > most:
-            found.append(f"{name} grow: {values}")
+            found.append(f"{name} grow: {values}, with so many threads: {[one.threads for one in warm]}")
     return ", ".join(found)
 
 

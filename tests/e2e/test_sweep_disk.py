@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from tests.procs import needs_root
 from tests.site import Site
+from tools.lib import small_disk
 from tools.lib.small_disk import SmallDisk
 from tools.lib.sweep_disk import TROUBLES, DiskSweep
 from tools.lib.sweeps import Unavailable
@@ -71,3 +72,16 @@ def test_a_server_that_flushes_nothing_is_noticed(tmp_path: Path) -> None:
     assert any(
         fault.startswith("fsync fails: 250 ") for fault in sweep(tmp_path, "fsync fails", preload=str(EATMYDATA)).faults
     )
+
+
+@pytest.mark.parametrize("says", ["", "echo strace: Process 1 attached >&2"], ids=["attaching", "letting go"])
+def test_a_tracer_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str) -> None:
+    """As strace does when a thread comes to its end while it is attached to, or let go."""
+    program = tmp_path / "strace"
+    program.write_text(f"#!/bin/sh\ntrap '' TERM\n{says}\nwhile :; do read -r _ <>{tmp_path}/pipe; done\n")
+    program.chmod(0o755)
+    os.mkfifo(tmp_path / "pipe")  # nobody writes
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(small_disk, "_ATTACH", 0.2)
+    with nullcontext() if says else pytest.raises(Unavailable), small_disk.failing([1], "fsync:error=EIO"):
+        pass

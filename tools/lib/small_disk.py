@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from typing import Final, Self
 from tools.lib.crash_disks import lack
 from tools.lib.sweeps import Unavailable
 
+#: Seconds for strace to attach, or to let go.
+_ATTACH: Final = 10.0
 #: Seconds over the planned end of a freeze after which its guard ends it.
 _GUARD: Final = 3.0
 #: Seconds in which a disk that is in use must let itself be remounted.
@@ -154,20 +157,29 @@ def failing(pids: Sequence[int], *faults: str) -> Iterator[None]:
         command += ["-e", f"inject={fault}"]
     for pid in pids:
         command += ["-p", str(pid)]
-    tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    tracer = subprocess.Popen(command, stderr=subprocess.PIPE)
     assert tracer.stderr is not None
+    # It waits for ever for a thread that comes to its end while it is attached to.
+    guard = threading.Timer(_ATTACH, tracer.kill)
+    guard.start()
     try:
         missing = set(pids)
         while missing:
-            line = tracer.stderr.readline()
+            line = tracer.stderr.readline().decode()
             if not line or "Could not attach" in line or "Operation not permitted" in line:
                 raise Unavailable(f"strace may not attach here: {line.strip()}")
             if " attached" in line:
                 missing.discard(int(line.split("Process ")[1].split()[0]))
+        guard.cancel()
         yield
     finally:
+        guard.cancel()
         tracer.terminate()
-        tracer.communicate(timeout=30)
+        try:
+            tracer.communicate(timeout=_ATTACH)
+        except subprocess.TimeoutExpired:
+            tracer.kill()  # who is traced goes on, as after an end in order
+            tracer.communicate()
 
 
 def _run(*command: str) -> None:

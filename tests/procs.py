@@ -103,7 +103,7 @@ class Orphanage:
         return found
 
 
-def stop(pid: int) -> None:
+def suspend(pid: int) -> None:
     """SIGSTOP, and wait until it stands still: a process that runs on another processor does not do so at once."""
     os.kill(pid, signal.SIGSTOP)
     deadline = time.monotonic() + 10

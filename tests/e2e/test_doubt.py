@@ -19,7 +19,7 @@ from mtad.progress import Doubt, Named
 from mtad.spool.queues import Queue
 from tests.e2e.world import World, await_gone
 from tests.peers.mx import HANG, OK, Mx, Say, Script
-from tests.procs import stop
+from tests.procs import suspend
 from tests.site import alive, await_value, children
 
 HOLD = {"on_doubt": "hold"}
@@ -30,7 +30,7 @@ DEAF = Script(dot=[HANG, OK])
 def kill_deliveries(world: World) -> None:
     """All at once: the scheduler must not hand what the first one had to the second, which dies, too."""
     [scheduler] = world.site.pids("scheduler")
-    stop(scheduler)
+    suspend(scheduler)
     try:
         victims = children(scheduler)
         for pid in victims:

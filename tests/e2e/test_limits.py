@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.client import Client
-from tests.procs import cpu_seconds, descriptors, needs_root
+from tests.procs import cpu_seconds, descriptors, needs_root, suspend
 from tests.site import Site, await_value
 
 EHLO = "EHLO client.test"
@@ -223,7 +223,7 @@ def _by_turns(site: Site, act: Callable[[], None]) -> None:
     pids = site.pids("listener")
     assert len(pids) == 2
     for asleep in pids:
-        os.kill(asleep, signal.SIGSTOP)
+        suspend(asleep)
         try:
             act()
         finally:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.client import Client
-from tests.procs import alive
+from tests.procs import alive, suspend
 from tests.site import Site, await_value
 
 EHLO = "EHLO client.test"
@@ -226,7 +226,7 @@ def test_too_many_generations(tmp_path: Path) -> None:
     with Site(tmp_path, processes={"listeners": 64}) as site:
         pids = site.pids("listener")
         for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+            suspend(pid)
         _reload(site)
         assert "64 processes of earlier reloads still finish their work" in _refused(site)
         assert len(site.pids("listener")) == 64

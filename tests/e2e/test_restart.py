@@ -15,7 +15,7 @@ from mtad.outcome import Attempt, Deferred, Delivered
 from mtad.spool.queues import Queue
 from tests.e2e.world import MESSAGE, World, await_gone
 from tests.peers.mx import HANG, OK, Mx, Say, Script
-from tests.procs import stop
+from tests.procs import suspend
 from tests.site import alive, await_value, children
 
 SENT = Delivered("2.0.0", "sent")
@@ -30,7 +30,7 @@ def kill(pids: list[int]) -> None:
 def kill_deliveries(world: World) -> None:
     """All at once: the scheduler must not hand what the first one had to the second, which dies, too."""
     [scheduler] = world.site.pids("scheduler")
-    stop(scheduler)
+    suspend(scheduler)
     try:
         victims = children(scheduler)
         kill(victims)

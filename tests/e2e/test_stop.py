@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.client import Client
-from tests.procs import Orphanage, alive
+from tests.procs import Orphanage, alive, suspend
 from tests.site import PATIENCE, Site, await_value
 
 EHLO = "EHLO client.test"
@@ -216,7 +216,7 @@ def test_a_child_that_does_not_end_is_killed(tmp_path: Path) -> None:
     """All children are gone when it returns, whatever it takes."""
     with Site(tmp_path, processes={"stop_timeout": "100ms"}) as site:
         [stuck, *_] = site.pids("listener")
-        os.kill(stuck, signal.SIGSTOP)
+        suspend(stuck)
         before = time.monotonic()
         _stop(site)
         assert time.monotonic() - before < 8

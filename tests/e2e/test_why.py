@@ -19,6 +19,7 @@ from mtad.spool.queues import MASTER_LOCK, SCHEDULER_LOCK, Queue
 from tests.e2e.world import World
 from tests.peers.dns import SERVFAIL
 from tests.peers.mx import CLOSE, HANG, Mx, Say, Script
+from tests.procs import suspend
 from tests.site import await_value, children
 
 HASTE: dict[str, Any] = {"processes": {"stop_timeout": "100ms"}}
@@ -321,7 +322,7 @@ def test_no_server_and_no_scheduler(tmp_path: Path) -> None:
         await_cause(world, active, "delivering")
         [master], [scheduler] = [world.site.master()], world.site.pids("scheduler")
         assert master is not None
-        os.kill(scheduler, signal.SIGSTOP)
+        suspend(scheduler)
         try:
             run = world.site.run("mtaq", "why", active, waiting, "--json")
         finally:
@@ -331,7 +332,7 @@ def test_no_server_and_no_scheduler(tmp_path: Path) -> None:
         assert f"The scheduler (process {scheduler}) does not answer" in first["text"]
         assert second["cause"] == "untried", "it waits for its time all the same"
         await_cause(world, active, "delivering")
-        os.kill(master, signal.SIGSTOP)
+        suspend(master)
         try:
             doomed = children(scheduler)
             os.kill(scheduler, signal.SIGKILL)

@@ -4,9 +4,10 @@
     self._file.read()        # at the start
     self._file.follow()      # before each use: looks once a second at most
 
-A new file with a fault is told about, once for each change, and what was taken from the old one stays in force. One that
-cannot be read (no permission, no descriptor left) is told about once, too, and is tried again at each look. A slower thread
-never puts what it has read in the place of what a faster one has read after it.
+A changed file is read when nobody has written to it for `SETTLES` seconds, so that whoever writes it in place is not
+interrupted in the middle. A new file with a fault is told about, once for each change, and what was taken from the old one
+stays in force. One that cannot be read (no permission, no descriptor left) is told about once, too, and is tried again at
+each look. A slower thread never puts what it has read in the place of what a faster one has read after it.
 
 Errors: ConfigError from `FollowedFile.read` only, when the file cannot be read, and from what takes its contents.
 """
@@ -23,6 +24,9 @@ from mtad.errors import ConfigError, Problem
 
 #: How long, in seconds, a change of the file may go unnoticed.
 CHECK_INTERVAL: Final = 1.0
+
+#: Seconds since the last change of the file before it is read again.
+SETTLES: Final = 0.5
 
 _Signature = tuple[int, ...]
 
@@ -82,9 +86,10 @@ class FollowedFile:
             self.refresh()
 
     def refresh(self) -> None:
-        """Read it if it has changed."""
+        """Read it if it has changed, and is not being changed still."""
         with self._reading:
-            if self._look() == self._signature:
+            found = self._look()
+            if found == self._signature or (found and 0 <= time.time() - found[0] / 1e9 < SETTLES):
                 return
             try:
                 self.read()

@@ -35,7 +35,7 @@ from mtad.net.listening import ListeningSocket, bind_all, close_all
 from mtad.occupancy import Occupancy
 from mtad.runtime import Runtime, load_passwords, load_tls, reloaded
 from mtad.scheduler.process import run_scheduler
-from mtad.signals import Signals, held_back, let_through
+from mtad.signals import Signals, held_back, how_ended, let_through
 from mtad.spool.queues import MASTER_LOCK, Spool
 from mtad.throttle import Throttle
 from mtad.users import Users
@@ -244,8 +244,7 @@ class Master:
         if self._stopping:
             return
         place.died()
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-        log.warning(f"{place.role} process {pid} {how}; the next one starts in {place.pause:g} s")
+        log.warning(f"{place.role} process {pid} {how_ended(code)}; the next one starts in {place.pause:g} s")
 
     def _milliseconds(self) -> int | None:
         times = [place.not_before for place in self._places if not place.pid]
@@ -282,6 +281,11 @@ class Master:
             self._reload_fault = host.words(fault)
             for line in self._reload_fault.splitlines():
                 log.warning(f"reload refused, the old configuration stays: {line}")
+            return
+        except Exception as bug:  # whatever is in the files that were read: who is served must not suffer from it
+            close_all([socket for _, socket in sockets], keep=before)
+            self._reload_fault = f"internal error: {type(bug).__name__}"
+            log.panic("reload refused, the old configuration stays", bug)
             return
         self._reload_fault = ""
         self._runtime = runtime

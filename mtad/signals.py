@@ -69,3 +69,13 @@ class Signals:
         """Forget a parent's, in a child that has made its own."""
         os.close(self._read)
         os.close(self._write)
+
+
+def how_ended(code: int) -> str:
+    """An exit code, negative for a signal (`os.waitstatus_to_exitcode`), in words."""
+    if code >= 0:
+        return f"exited with {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:  # those for real-time use have no names in Python
+        return f"killed by signal {-code}"

@@ -6,7 +6,8 @@ Addresses are compared without case. Mail for ``postmaster`` in any local domain
 the postmaster user when no line says otherwise (RFC 5321 section 4.5.1).
 
 The file is read again when it has changed (`mtad.followed`). A new file with a fault is reported through ``warn``, and the
-old contents stay in force.
+old contents stay in force. So they do when no user is left: that is how a file looks that somebody is writing anew, on a
+full disk for instance, and mail that was taken would be sent back. A reload believes it.
 
 Invariants: a user name that comes out of `Users.lookup` is a safe directory name (`config_rules.is_user_name`). `Users` may
 be asked by several threads: the table is replaced as a whole and never changed.
@@ -161,7 +162,12 @@ class Users:
 
     def _take(self, data: bytes | None) -> None:
         if data is not None:
-            self.table = parse_users(data, self._path, self._domains)
+            table = parse_users(data, self._path, self._domains)
+            if self.table.users and not table.users:
+                raise ConfigError(
+                    [Problem(self._path, None, "local.users", "no user is left, which only a reload believes")]
+                )
+            self.table = table
         elif self._fallback:
             self.table = Table({f"{self._postmaster}@{domain}".casefold(): self._postmaster for domain in self._domains})
         else:

@@ -116,14 +116,21 @@ class ListenerProcess:
         poll.register(self._signals.fileno(), select.POLLIN)
         poll.register(self._runtime.lifeline.fileno(), select.POLLIN)
         while not self._draining:
-            for fd, _ in poll.poll(_LOOK * 1000 if self._visits else None):
-                if fd in self._services_of:
-                    self._accept(self._services_of[fd])
-                elif fd == self._runtime.lifeline.fileno() or signal.SIGTERM in self._signals.take():
-                    self._draining = True
-            if time.monotonic() >= self._look_due:
-                self._look()
+            try:
+                self._turn(poll)
+            except MemoryError:  # those who are there are served all the same
+                time.sleep(_OUT_OF_RESOURCES)
         self._drain()
+
+    def _turn(self, poll: select.poll) -> None:
+        """Wait for something to happen, and deal with it."""
+        for fd, _ in poll.poll(_LOOK * 1000 if self._visits else None):
+            if fd in self._services_of:
+                self._accept(self._services_of[fd])
+            elif fd == self._runtime.lifeline.fileno() or signal.SIGTERM in self._signals.take():
+                self._draining = True
+        if time.monotonic() >= self._look_due:
+            self._look()
 
     def _accept(self, service: Service) -> None:
         for _ in range(_BATCH):
@@ -220,11 +227,13 @@ class ListenerProcess:
             pass  # gone already
 
     def _leave(self, connection: Connection | TlsConnection, slot: int, visit: Visit | None = None) -> None:
-        connection.close()
-        with self._lock:
-            self._occupancy.subtract(self._row, slot)
-            if visit is not None:
-                self._visits.discard(visit)
+        try:
+            connection.close()
+        finally:
+            with self._lock:
+                self._occupancy.subtract(self._row, slot)
+                if visit is not None:
+                    self._visits.discard(visit)
 
     def _serve(self, visit: Visit) -> None:
         """In the session's thread."""
@@ -251,6 +260,8 @@ class ListenerProcess:
             if visit.waits_since < latest:
                 visit.cut = True
                 visit.connection.stop_reading()
+            elif visit.hangs_since < latest:
+                visit.connection.shutdown()
 
     def _tell_stress(self, total: int) -> None:
         of_all = f"{total} of {self._limits.connections} connections are in use"

@@ -44,7 +44,7 @@ _BUG: Final = reply(421, "4.3.0", "Error: internal error, try again later")
 class Visit:
     """One connection and its dialogue, as the main thread sees it."""
 
-    __slots__ = ("connection", "cut", "dialogue", "patience", "slot", "waits_since")
+    __slots__ = ("connection", "cut", "dialogue", "hangs_since", "patience", "slot", "waits_since")
 
     def __init__(self, connection: Connection, dialogue: Dialogue, patience: float | None, slot: int) -> None:
         """``patience``: see `Service`; ``slot`` is the client's in the occupancy table."""
@@ -54,6 +54,8 @@ class Visit:
         self.slot = slot
         self.waits_since = BUSY
         """When it began to wait for the client, or last heard of it; `BUSY` while it does not wait."""
+        self.hangs_since = BUSY
+        """When a handshake began, or the sending of a reply; `BUSY` while there is none."""
         self.cut = False
         """Whether the main thread has ended it, since the client was too slow for a server under stress."""
 
@@ -91,7 +93,10 @@ class Conversation:
             log.panic(f"session with {client} ended", bug)
             self.last_word(visit, _BUG, "internal error")
         finally:
-            log.disconnect(client, visit.dialogue.session.commands)
+            try:
+                log.disconnect(client, visit.dialogue.session.commands)
+            finally:
+                visit.dialogue.lost()  # what is under way is given up, also when there was no memory to say so
 
     def _converse(self, visit: Visit) -> None:
         """The dialogue, until it is over.
@@ -154,7 +159,9 @@ class Conversation:
         pause = visit.dialogue.pause
         if pause:
             time.sleep(pause)
+        visit.hangs_since = time.monotonic()
         visit.connection.send(answer, self._stress.allowance.command)
+        visit.hangs_since = BUSY
 
     def _shake_hands(self, visit: Visit) -> None:
         """Go on in TLS.
@@ -165,7 +172,9 @@ class Conversation:
         tls, connection = self._tls, visit.connection
         assert tls is not None
         assert isinstance(connection, Connection)
+        visit.hangs_since = time.monotonic()
         secured = visit.connection = tls.handshake(connection, self._stress.allowance.tls)
+        visit.hangs_since = BUSY
         log.info(f"Anonymous TLS connection established from {visit}: {secured.tls}")
         visit.dialogue.secured(TlsFacts(secured.version, secured.cipher, secured.bits, secured.channel_bindings))
 

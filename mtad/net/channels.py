@@ -19,6 +19,7 @@ import os
 import select
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -29,6 +30,8 @@ MAX_PACKET: Final = 192 * 1024
 _PIPE_SIZE: Final = 1024 * 1024
 #: How long a question of `mtad status` may take.
 ANSWER_TIMEOUT: Final = 5.0
+#: Seconds of rest when there is no descriptor for a visitor.
+_OUT_OF_RESOURCES: Final = 0.1
 
 PacketSocket = socket.socket
 
@@ -63,8 +66,8 @@ class PacketRoom:
 
 def wait_at_most(channel: PacketSocket, seconds: float) -> None:
     """Let whoever reads from it wait no longer than that at a time, and then get a BlockingIOError."""
-    time = struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
-    channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, time)
+    timeval = struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
+    channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
 
 
 def hung_up(channel: PacketSocket) -> bool:
@@ -158,7 +161,10 @@ class Counter:
         """Give ``data`` to the next one in the line. The master must not wait: what does not fit the buffer is cut."""
         try:
             visitor, _ = self._socket.accept()
-        except OSError:
+        except BlockingIOError:
+            return
+        except OSError:  # no descriptor: the visitor is still there, and must not keep us busy
+            time.sleep(_OUT_OF_RESOURCES)
             return
         with visitor:
             visitor.setblocking(False)
@@ -195,11 +201,11 @@ def notify(state: str) -> None:
         return
     if path.startswith("@"):
         path = "\0" + path[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             sender.sendto(state.encode(), path)
-        except OSError:
-            pass  # a service manager that went away is no reason to stop
+    except OSError:
+        pass  # a service manager that went away, or no descriptor for it, is no reason to stop
 
 
 def end_sending(channel: PacketSocket) -> None:

@@ -104,10 +104,14 @@ class ListeningSocket:
             if fault.errno in _NOBODY:
                 return None
             raise
-        host: str = peer[0]
-        if host.startswith("::ffff:") and "." in host:
-            host = host[7:]
-        return socket.socket(self._family, socket.SOCK_STREAM, 0, fileno=descriptor), host, peer[1]
+        try:
+            host: str = peer[0]
+            if host.startswith("::ffff:") and "." in host:
+                host = host[7:]
+            return socket.socket(self._family, socket.SOCK_STREAM, 0, fileno=descriptor), host, peer[1]
+        except MemoryError:
+            os.close(descriptor)
+            raise
 
     def close(self) -> None:
         """Stop listening in this process; others that inherited the socket go on."""

@@ -26,6 +26,7 @@ from mtad import log
 from mtad.delivery.jobs import ALIVE, Job, Result, job_encoder, result_decoder, stuck_jobs
 from mtad.host import words
 from mtad.net.channels import PacketRoom, PacketSocket, end_sending, packet_pair
+from mtad.signals import how_ended
 
 #: Seconds without any packet after which a process with work is taken for hung.
 SILENCE: Final = 60.0
@@ -192,8 +193,7 @@ class DeliveryPool:
             pid, status = os.waitpid(dying.pid, os.WNOHANG)
             if pid:
                 code = os.waitstatus_to_exitcode(status)
-                how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-                gone.append((dying, how if code or dying.jobs else ""))
+                gone.append((dying, how_ended(code) if code or dying.jobs else ""))
         self._dying = [dying for dying in self._dying if all(dying is not other for other, _ in gone)]
         return gone
 

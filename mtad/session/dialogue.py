@@ -159,9 +159,11 @@ class Dialogue:
 
     def lost(self, why: str = "lost connection") -> None:
         """The client is gone, or must go: give up what was under way. Does nothing after a session has ended."""
-        if not self._over:
-            self._observer.lost(self.session, self.session.last_verb, why)
-        self._finish()
+        try:
+            if not self._over:
+                self._observer.lost(self.session, self.session.last_verb, why)
+        finally:  # also when there is no memory to tell it
+            self._finish()
 
     def _finish(self) -> None:
         self._over = True

@@ -41,6 +41,8 @@ from mtad.stable import flush, flush_data
 
 #: Octets read or kept in memory at a time. The content of a message up to this size is written, and read, at once.
 CHUNK: Final = 64 * 1024
+#: Pieces of content kept apart: a client may send two octets at a time, and each object has a head of its own.
+_PIECES: Final = 256
 #: History beyond this is damage: 1,000 recipients with 500 attempts of 300 octets.
 MAX_EVENTS: Final = 256 * 1024 * 1024
 #: A power cut leaves NUL octets where an event was not flushed, which is shorter; this is a hole, and may be huge.
@@ -90,6 +92,8 @@ class IncomingFile:
         self._size += len(data)
         self._pending.append(data)
         self._pending_size += len(data)
+        if len(self._pending) > _PIECES:
+            self._pending = [b"".join(self._pending)]
         if self._pending_size > CHUNK:
             try:
                 self._flush()

@@ -32,6 +32,14 @@ from mtad.errors import MtadError
 # Certificates of strangers, and some of the world's roots, break RFC 5280 in small ways: nothing that our user could mend.
 warnings.filterwarnings("ignore", category=CryptographyDeprecationWarning)
 
+#: What asking a certificate that was read raises when a piece of it is wrong.
+_DAMAGED: Final = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    x509.InvalidVersion,
+)
 #: How long a certificate that we made ourselves lasts: for development, where nobody renews it.
 _SELF_SIGNED_DAYS: Final = 3650
 
@@ -71,7 +79,7 @@ def inspect(pair: Pair) -> Certificate:
     """
     try:
         leaf = x509.load_pem_x509_certificates(_read(pair.certificate))[0]
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise CertificateFault(f"{pair.certificate}: no certificate in PEM") from None
     try:
         key = serialization.load_pem_private_key(_read(pair.key, of_key=True), None)
@@ -79,11 +87,16 @@ def inspect(pair: Pair) -> Certificate:
         raise CertificateFault(f"{pair.key}: needs a passphrase, and nobody is there to give it", of_key=True) from None
     except (ValueError, UnsupportedAlgorithm):
         raise CertificateFault(f"{pair.key}: no private key in PEM", of_key=True) from None
-    if _public(key.public_key()) != _public(leaf.public_key()):
+    try:
+        public = _public(leaf.public_key())
+        certificate = Certificate(
+            _names(leaf), leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp(), _hash(leaf)
+        )
+    except _DAMAGED as fault:  # read on demand, piece by piece
+        raise CertificateFault(f"{pair.certificate}: damaged, or of a kind that is not known here: {fault}") from None
+    if _public(key.public_key()) != public:
         raise CertificateFault(f"{pair.key}: is not the key of {pair.certificate}", of_key=True)
-    return Certificate(
-        _names(leaf), leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp(), _hash(leaf)
-    )
+    return certificate
 
 
 def read_authorities(path: str) -> int:
@@ -94,7 +107,7 @@ def read_authorities(path: str) -> int:
     """
     try:
         return len(x509.load_pem_x509_certificates(_read(path)))
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise CertificateFault(f"{path}: no certificate in PEM") from None
 
 
@@ -102,7 +115,7 @@ def end_point(der: bytes) -> bytes:
     """The channel binding ``tls-server-end-point`` of a certificate (RFC 5929 section 4.1); ``b""`` when it has none."""
     try:
         return _hash(x509.load_der_x509_certificate(der))
-    except ValueError:
+    except _DAMAGED:
         return b""
 
 

@@ -5,6 +5,7 @@ Attacks that are one client's are in test_attack_floods; what happens when the m
 
 from __future__ import annotations
 
+import select
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ import pytest
 from mtad.config import Limits
 from tests.client import Client
 from tests.e2e.attack_aid import EHLO, MAIL, RCPT, deliver
+from tests.e2e.tls_site import tls_site
 from tests.site import Site, await_value
 from tools.lib.flood_clients import descriptors_for
 from tools.lib.sweep_floods import PARTS, Flood, Found
@@ -90,6 +92,33 @@ def test_silence_in_content_ends_under_stress_too(tmp_path: Path) -> None:
                 other.socket.close()
         site.await_log(r"warning: 5 of 6 connections are in use: deadlines are short, until there are fewer$")
         site.await_log(r"[012] of 6 connections are in use: deadlines are as they were$")
+
+
+def test_who_hangs_in_a_handshake_or_reads_nothing_ends_under_stress_too(tmp_path: Path) -> None:
+    """They began when there was room, with the deadlines of then."""
+    limits = {"connections": 6, "stress_timeout": "500ms"}
+    with tls_site(tmp_path, limits=limits, processes={"listeners": 1}, deliver=False) as site:
+        with Client(site.address()) as deaf, Client(site.address()) as shaking:
+            shaking.begin(EHLO, "STARTTLS")
+            deaf.begin(EHLO, MAIL)
+            deaf.socket.setblocking(False)
+            # Until its window, and all that the server may keep for it, is full.
+            await_value(lambda: _asks_in_vain(deaf), what="the server is stuck in its replies")
+            others = [Client(site.address()).begin() for _ in range(3)]
+            assert shaking.closed()
+            await_value(lambda: site.status().sessions <= 3, what="both have ended")
+            for other in others:
+                other.socket.close()
+        site.await_log(r"deadlines are short, until there are fewer$")
+
+
+def _asks_in_vain(client: Client) -> bool:
+    """Name a recipient again and again, without reading what is said to it; whether not even that is taken any more."""
+    try:
+        while True:
+            client.socket.send(f"{RCPT}\r\n".encode() * 200)
+    except BlockingIOError:
+        return not select.select([], [client.socket], [], 0.5)[1]
 
 
 def test_under_stress_mail_that_comes_without_delay_is_taken_all_the_same(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_children_that_die_are_restarted(tmp_path: Path, role: str) -> None:
         assert before[0] not in after
         assert before[1:] == [pid for pid in after if pid in before], "the others are left alone"
         site.await_log(
-            rf"mtad/master\[\d+\]: warning: {role} process {before[0]} was killed by SIGKILL; the next one starts in"
+            rf"mtad/master\[\d+\]: warning: {role} process {before[0]} killed by SIGKILL; the next one starts in"
         )
         site.send("a@sender.test", "alice@example.org", MESSAGE)
         site.await_mail("alice")
@@ -83,7 +83,7 @@ def test_growing_pauses_when_they_die_at_once(tmp_path: Path) -> None:
             [pid] = await_value(lambda: site.pids("listener"), what="a listener runs")
             times.append(time.monotonic())
             _kill(site, pid)
-            site.await_log(f"listener process {pid} was killed by SIGKILL; the next one starts in {pause} s")
+            site.await_log(f"listener process {pid} killed by SIGKILL; the next one starts in {pause} s")
         assert times[1] - times[0] >= 0.2
         assert times[2] - times[1] >= 0.4
         with Client(site.address()) as client:  # in the pause the kernel takes connections for the next one

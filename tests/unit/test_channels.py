@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import select
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -146,6 +149,50 @@ def test_the_counter_waits_for_nobody(tmp_path: Path) -> None:
         visitor.connect(path)
     counter.answer(b"the visitor has gone")
     counter.close()
+
+
+def _without_descriptors(act: Callable[[], bool]) -> bool:
+    """Whether ``act`` says so in a process that has no descriptor left."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+            with contextlib.suppress(OSError):
+                while True:
+                    os.dup(0)
+            code = 0 if act() else 2
+        finally:
+            os._exit(code)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_visitor_for_whom_there_is_no_descriptor_keeps_nobody_busy(tmp_path: Path) -> None:
+    path = str(tmp_path / "counter")
+    counter = Counter(path)
+    with socket.socket(socket.AF_UNIX) as visitor:
+        visitor.connect(path)
+
+        def act() -> bool:
+            begin = time.monotonic()
+            counter.answer(b"x")
+            return time.monotonic() - begin > 0.05 and bool(select.select([counter], [], [], 0)[0])
+
+        assert _without_descriptors(act)
+        counter.answer(b"x")
+        assert visitor.recv(10) == b"x"
+    counter.close()
+
+
+def test_nobody_is_told_when_there_is_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
+
+    def act() -> bool:
+        notify("STOPPING=1")
+        return True
+
+    assert _without_descriptors(act)
 
 
 def test_wake_pipe() -> None:

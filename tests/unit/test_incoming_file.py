@@ -272,3 +272,17 @@ def test_receivers_and_a_sweep_that_never_rests(tmp_path: Path) -> None:
     assert sorted(spool.names(Queue.INCOMING)) == committed
     assert all(read(tmp_path / "incoming" / queue_id)[1] in {CONTENT, LARGE} for queue_id in committed)
     spool.close()
+
+
+def test_content_in_tiny_pieces_takes_no_more_memory_than_it_has_octets(incoming: int, tmp_path: Path) -> None:
+    tracemalloc.start()
+    try:
+        file = IncomingFile(incoming, envelope(), unheard)
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(CHUNK // 2):
+            file.write(bytes(bytearray(b"xy")))
+        assert tracemalloc.get_traced_memory()[0] - before < 2 * CHUNK
+    finally:
+        tracemalloc.stop()
+    file.commit()
+    assert read(tmp_path / "incoming" / ID)[1] == b"xy" * (CHUNK // 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import threading
 import time
@@ -91,6 +92,24 @@ def test_no_descriptors_left_is_an_error() -> None:
         assert accepted is not None
         accepted[0].close()
     listening.close()
+
+
+def test_no_memory_for_a_connection_leaves_no_descriptor_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    listening = ListeningSocket("127.0.0.1:0")
+    with socket.create_connection(split_address(listening.bound)) as client:
+        before = set(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "socket", _no_memory)
+            select.select([listening], [], [])
+            with pytest.raises(MemoryError):
+                listening.accept()
+        assert set(os.listdir("/proc/self/fd")) == before
+        assert client.recv(1) == b""
+    listening.close()
+
+
+def _no_memory(*_: object, **__: object) -> None:
+    raise MemoryError
 
 
 def test_the_error_names_the_address() -> None:

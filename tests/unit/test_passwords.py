@@ -38,6 +38,7 @@ SECRET = b"x" * 32
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look for changes at every lookup."""
     monkeypatch.setattr(followed, "CHECK_INTERVAL", 0.0)
+    monkeypatch.setattr(followed, "SETTLES", 0.0)
 
 
 def load(path: Path, text: str) -> Passwords:

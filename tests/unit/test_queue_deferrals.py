@@ -199,7 +199,7 @@ FLUSH = f"mtad-flush {ID}"
         ),
         (
             "machine",
-            Deferred("4.3.0", "delivery process was killed by signal 9"),
+            Deferred("4.3.0", "delivery process killed by signal 9"),
             "It was not delivered because of a fault on this machine.",
             ["df -h /spool", FLUSH],
         ),

@@ -39,7 +39,7 @@ KINDS: list[tuple[Kind, Deferred]] = [
     ("reply", Deferred("4.2.1", "host a.test[192.0.2.1] said: 450 4.2.1 Mailbox busy", "a.test", "450 4.2.1 Mailbox busy")),
     ("reply", Deferred("4.7.5", "host a.test[192.0.2.1] said: 450 4.7.5 x", "a.test", "450 4.7.5 x")),
     ("mailbox", Deferred("4.3.1", "cannot store in the mailbox of alice: No space left on device")),
-    ("machine", Deferred("4.3.0", "delivery process was killed by signal 9")),
+    ("machine", Deferred("4.3.0", "delivery process killed by signal 9")),
     ("machine", Deferred("4.3.0", "no room to convert the message: No space left on device")),
 ]
 

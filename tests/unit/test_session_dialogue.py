@@ -347,3 +347,18 @@ def test_any_stream_is_answered_alike_however_it_is_cut(parts: list[bytes]) -> N
         assert engine.log.events == engines[0].log.events
         assert engine.transcript.count(b"queued as") == len(engine.spool.committed)
         assert engine.spool.open_entries == []
+
+
+def test_what_is_under_way_is_given_up_also_when_nobody_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no memory for the line of the log: the queue file must not stay open, and locked, for ever."""
+    engine = at_data(Engine())
+    engine.send(b"Subject: x\r\n")
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(engine.log, "lost", fail)
+    [entry] = engine.spool.entries
+    with pytest.raises(MemoryError):
+        engine.dialogue.lost()
+    assert entry.state == "discarded"

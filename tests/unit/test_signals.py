@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mtad.signals import OURS, Signals, held_back, let_through
+from mtad.signals import OURS, Signals, held_back, how_ended, let_through
 
 
 def _in_child(act: Callable[[], bool]) -> bool:
@@ -105,3 +105,11 @@ def test_close() -> None:
         return second.take() == {signal.SIGTERM} and len(set(os.listdir("/proc/self/fd")) - before) == 2
 
     assert _in_child(act)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(0, "exited with 0"), (70, "exited with 70"), (-9, "killed by SIGKILL"), (-40, "killed by signal 40")],
+)
+def test_how_a_process_ended(code: int, words: str) -> None:
+    assert how_ended(code) == words

@@ -54,6 +54,24 @@ def test_every_kind_of_key(tmp_path: Path, kind: str) -> None:
     assert bool(found.end_point) == (kind != "ed25519")
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+def test_a_certificate_with_a_flipped_bit_is_a_fault_or_none(tmp_path: Path) -> None:
+    """Whatever piece of it is damaged: a reload, and a running server, must survive the file."""
+    pair = issue("mx.example.org", key=new_key("ec")).write(tmp_path)
+    path = Path(pair.certificate)
+    der = ssl.PEM_cert_to_DER_cert(path.read_text())
+    seen = set()
+    for position in range(len(der) * 8):
+        flipped = bytearray(der)
+        flipped[position // 8] ^= 1 << position % 8
+        path.write_text(ssl.DER_cert_to_PEM_cert(bytes(flipped)))
+        try:
+            inspect(pair)
+        except CertificateFault as fault:
+            seen.add(str(fault).removeprefix(f"{tmp_path}/").partition(": ")[2].partition(":")[0])
+    assert len(seen) >= 2, seen
+
+
 def test_without_alternative_names_the_common_name_counts(tmp_path: Path) -> None:
     assert inspect(issue(common_name="Old.example.org").write(tmp_path)).names == ("old.example.org",)
     assert inspect(issue("mx.example.org", common_name="old.example.org").write(tmp_path)).names == ("mx.example.org",)

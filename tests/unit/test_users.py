@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -27,6 +28,7 @@ DOMAINS = ("example.org", "example.net")
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look for changes at every lookup."""
     monkeypatch.setattr(followed, "CHECK_INTERVAL", 0.0)
+    monkeypatch.setattr(followed, "SETTLES", 0.0)
 
 
 def load(path: Path, text: str) -> Users:
@@ -139,13 +141,51 @@ def test_a_replaced_file_of_the_same_size_and_time_is_read_again(tmp_path: Path,
     assert users.lookup(Address("b", "example.org")) == "b"
 
 
-def test_the_file_is_looked_at_once_in_a_while_only(tmp_path: Path) -> None:
+def test_the_file_is_looked_at_once_in_a_while_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(followed, "SETTLES", 0.0)
     path = tmp_path / "users"
     users = load(path, "a : a@example.org\n")
     path.write_text("b : b@example.org\n")
     assert users.lookup(Address("b", "example.org")) is None
     users.file.refresh()
     assert users.lookup(Address("b", "example.org")) == "b"
+
+
+def test_a_file_that_is_being_written_is_not_read(tmp_path: Path) -> None:
+    """Whoever writes it in place makes it short for a moment: who has a mailbox must not be told that there is none."""
+    path = tmp_path / "users"
+    users = load(path, "a : a@example.org\nb : b@example.org\n")
+    path.write_text("b : b@example.org\n")
+    users.file.refresh()
+    assert users.table.users.keys() == {"a@example.org", "b@example.org"}
+    now = time.time()
+    os.utime(path, (now - 2 * followed.SETTLES,) * 2)
+    users.file.refresh()
+    assert users.table.users.keys() == {"b@example.org"}
+
+
+def test_a_file_of_the_future_is_read(tmp_path: Path) -> None:
+    """The clock was set back, and nobody knows when the file was written."""
+    path = tmp_path / "users"
+    users = load(path, "a : a@example.org\n")
+    path.write_text("b : b@example.org\n")
+    os.utime(path, (time.time() + 3600,) * 2)
+    users.file.refresh()
+    assert users.table.users.keys() == {"b@example.org"}
+
+
+def test_a_file_without_a_user_is_not_believed(tmp_path: Path, eager: None) -> None:
+    """What is left of it on a full disk; mail that was taken would be sent back."""
+    path = tmp_path / "users"
+    path.write_text("a : a@example.org\n")
+    told: list[str] = []
+    users = Users.load(str(path), DOMAINS, "root", warn=told.append)
+    path.write_text("")
+    for _ in range(3):
+        assert users.lookup(Address("a", "example.org")) == "a"
+    fault = "local.users: no user is left, which only a reload believes"
+    assert told == [f"{path}: {fault}; the users read before stay in force"]
+    assert Users.load(str(path), DOMAINS, "root").lookup(Address("a", "example.org")) is None
 
 
 def test_a_broken_or_missing_new_file_is_told_once_and_the_old_users_stay(tmp_path: Path, eager: None) -> None:

@@ -61,6 +61,11 @@ def _groups(stage: Stage, controller: str) -> Iterator[None]:
 
 def descriptors_short(stage: Stage, harm: Harm, chance: random.Random) -> str:
     """A process may open hardly a file more."""
+    with stage.files_lock:  # one at a time: what is put back must be the limit of before
+        return _descriptors_short(stage, harm, chance)
+
+
+def _descriptors_short(stage: Stage, harm: Harm, chance: random.Random) -> str:
     pid = stage.one_of(chance.choice(("scheduler", "listener", "delivery")), chance)
     if not pid:
         return "nobody was there"

@@ -107,6 +107,7 @@ class Stage:
         self._power: Disk | None = None
         self.own_line = False
         self.limit_lock = threading.Lock()
+        self.files_lock = threading.Lock()
         self.line_lock = threading.Lock()
         self._stack = ExitStack()
 

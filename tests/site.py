@@ -239,6 +239,13 @@ class Site:
         """``mtad reload``."""
         return self.run("mtad", "reload")
 
+    def renew(self) -> None:
+        """`reload`, which must be taken, and wait until no old listener is left: one may take a last connection."""
+        before = self.pids("listener")
+        result = self.reload()
+        assert result.returncode == 0, result.stderr
+        await_value(lambda: not any(map(alive, before)), what="the old listeners have ended")
+
     def status(self) -> Status:
         """What the master says."""
         return await_value(lambda: ask_status(str(self.spool_path)), what="mtad answers")

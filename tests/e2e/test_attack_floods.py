@@ -181,9 +181,9 @@ def test_s_pa10_a_message_now_and_then_does_not_buy_more(site: Site) -> None:
 def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A site that waits for nobody, and for few at a time."""
     limits = {
-        "command_timeout": "700ms",
-        "data_timeout": "900ms",
-        "tls_timeout": "700ms",
+        "command_timeout": "2s",
+        "data_timeout": "3s",
+        "tls_timeout": "2s",
         "connections_per_client": 18,
         "connections": 40,
     }
@@ -198,7 +198,7 @@ SLOW: Final = {
     "command": ("inbound", [EHLO], b"NOOP x"),
     "RCPT": ("inbound", [EHLO, MAIL], b"RCPT TO:<alice"),
     "DATA": ("inbound", [EHLO, MAIL, RCPT, "DATA"], b"Subject: x\r\n\r\nx\r\n.."),
-    "BDAT": ("inbound", [EHLO, MAIL, RCPT], b"BDAT 100\r\n"),
+    "BDAT": ("inbound", [EHLO, MAIL, RCPT], b"BDAT 10000\r\n"),
     "AUTH": ("loopback", ["EHLO laptop", "AUTH LOGIN"], b"YWxpY2U"),
     "TLS": ("submissions", None, b"\x16\x03\x01\x02\x00\x01\x00"),
     "STARTTLS": ("inbound", [EHLO, "STARTTLS"], b"\x16\x03\x01\x02\x00\x01\x00"),
@@ -221,9 +221,9 @@ def test_s_pa14_who_is_slow_is_cut_off_and_holds_up_nobody(hasty: Site) -> None:
     with Client(hasty.address(), source="127.0.0.3") as other:
         other.begin(EHLO, MAIL, RCPT)
         assert deliver(other).startswith("250 ")
-        assert time.monotonic() - start < 0.6, "nobody was cut off yet"
+        assert time.monotonic() - start < 1.7, "nobody was cut off yet"
     last_words: dict[str, set[str]] = {name: set() for name in SLOW}
-    while slow and time.monotonic() - start < 5:
+    while slow and time.monotonic() - start < 15:
         ready = select.select([client.socket for client in slow], [], [], 0.03)[0]
         for ended in [client for client in slow if client.socket in ready]:
             last_words[slow.pop(ended)[0]].add(ended.reply())
@@ -231,7 +231,7 @@ def test_s_pa14_who_is_slow_is_cut_off_and_holds_up_nobody(hasty: Site) -> None:
         for client, (_, octets) in slow.items():
             client.send(bytes([octet]) if (octet := next(octets, None)) is not None else b"")
     assert not slow, f"still there: {sorted(name for name, _ in slow.values())}"
-    assert time.monotonic() - start < 2.5
+    assert time.monotonic() - start < 10
     told = {"421 4.4.2 Error: timeout exceeded"}
     assert last_words == {name: {""} if "TLS" in name else told for name in SLOW}
     await_value(lambda: hasty.status().sessions == 0, what="all sessions have ended")

@@ -15,7 +15,7 @@ import pytest
 
 from mtad.spool.queues import Queue
 from tests.e2e.world import MESSAGE, SENDER, Report, World, await_gone
-from tests.peers.mx import OK, Say, Script
+from tests.peers.mx import Say, Script
 from tests.site import await_value
 
 #: Seconds between two scans of incoming, see `mtad.scheduler.process`: what is much faster was not found by one.
@@ -40,8 +40,7 @@ def test_a_new_message_is_under_way_within_milliseconds(world: World) -> None:
             accepted = time.monotonic()
             mx.await_messages(number)
             delays.append(time.monotonic() - accepted)
-    assert statistics.median(delays) < 0.05
-    assert sum(delays) < SCAN, "sixty messages in less time than there is between two scans"
+    assert statistics.median(delays) < SCAN / 5, "a scan is no explanation"
 
 
 def test_a_new_local_message_is_stored_within_milliseconds(world: World) -> None:
@@ -53,8 +52,7 @@ def test_a_new_local_message_is_stored_within_milliseconds(world: World) -> None
             accepted = time.monotonic()
             world.site.await_mail("bob", number)
             delays.append(time.monotonic() - accepted)
-    assert statistics.median(delays) < 0.1
-    assert sum(delays) < SCAN
+    assert statistics.median(delays) < SCAN / 5
 
 
 def test_a_message_whose_wake_up_was_lost_is_found(world: World) -> None:
@@ -102,18 +100,19 @@ def test_what_was_deferred_together_does_not_come_back_together(world: World) ->
 def test_a_deferred_message_is_tried_again_with_growing_gaps(tmp_path: Path) -> None:
     """Deferred: next attempt after the time already spent in the queue: it doubles by itself"""
     with World(tmp_path, retry={"minimum": "200ms"}) as world:
-        mx = world.mx(Script(dot=[Say("451 4.3.0 later")] * 4 + [OK]))
+        mx = world.mx(Script(dot=Say("451 4.3.0 later")))
         queue_id = world.send(f"b@{world.domain(mx)}")
-        times: list[float] = []
 
-        def tried() -> bool:
-            count = mx.verbs().count("MAIL")
-            while len(times) < count:
-                times.append(time.monotonic())
-            return count == 5
+        def started() -> list[float]:
+            try:
+                found = [attempt.started for attempt in world.attempts(Queue.DEFERRED, queue_id)]
+            except FileNotFoundError:  # it is being tried
+                return []
+            return found[:5] if len(found) >= 5 else []
 
-        await_value(tried)
-        mx.await_messages(1)
+        times = await_value(started, what="it was tried five times")
+        mx.script = Script()
+        mx.await_messages(1, timeout=30)
         await_gone(world, queue_id)
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert gaps[0] >= 0.15

@@ -82,8 +82,8 @@ PHASES = {
 def test_per_state_time_outs(tmp_path: Path) -> None:
     """per-state time-outs"""
     names = ("helo", "mail", "rcpt", "data_init", "data_done")
-    short = {f"{name}_timeout": "300ms" for name in names}
-    with World(tmp_path, delivery={**short, "data_xfer_timeout": "300ms"}) as world:
+    short = {f"{name}_timeout": "1s" for name in names}
+    with World(tmp_path, delivery={**short, "data_xfer_timeout": "1s"}) as world:
         ids = {}
         for name, (script, _) in PHASES.items():
             alone = dataclasses.replace(script, extensions=())  # one command, one reply
@@ -122,7 +122,7 @@ def test_recipients_of_several_destinations_do_not(world: World) -> None:
 
 def test_connections_are_kept_for_the_next_message(tmp_path: Path) -> None:
     """connections are kept for the next message to the same destination"""
-    with World(tmp_path, delivery={"processes": 1, "connection_idle": "500ms"}) as world:
+    with World(tmp_path, delivery={"processes": 1, "connection_idle": "4s"}) as world:
         mx = world.mx()
         domain = world.domain(mx)
         for number in range(1, 6):
@@ -130,7 +130,7 @@ def test_connections_are_kept_for_the_next_message(tmp_path: Path) -> None:
             mx.await_messages(number)
             await_gone(world, queue_id)
         assert mx.connections == 1
-        mx.await_closed()  # and not for long: connection_idle
+        mx.await_closed(20.0)  # and not for long: connection_idle
         assert mx.verbs()[-1] == "QUIT"
 
 

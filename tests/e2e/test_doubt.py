@@ -4,6 +4,7 @@ doubt*: marked before the dot, found at recovery, named in the log and by `mtaq`
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -42,7 +43,8 @@ def kill_deliveries(world: World) -> None:
 
 def kill_everything(world: World) -> None:
     for pid in world.site.processes():
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # its master is dead, and it may know already
+            os.kill(pid, signal.SIGKILL)
     assert world.site.process is not None
     world.site.process.wait()
     world.site.process = None

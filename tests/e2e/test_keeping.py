@@ -5,6 +5,7 @@ That each step of each durable write may fail is tested with the modules; here i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -32,7 +33,8 @@ MIB = 1024 * 1024
 def kill_all(site: Site) -> None:
     """SIGKILL every process."""
     for pid in site.processes():
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # its master is dead, and it may know already
+            os.kill(pid, signal.SIGKILL)
     assert site.process is not None
     site.process.wait()
     site.process = None
@@ -113,12 +115,13 @@ def test_2_a_message_in_the_making_is_left_alone(tmp_path: Path) -> None:
     """[...] is swept at the next start: but not under the hands of its receiver"""
     with Site(tmp_path) as site, half_a_message(site) as connection:
         [name] = await_value(lambda: site.files("incoming"))
+        # Older than the second that the sweep leaves to everybody.
+        os.utime(site.spool_path / "incoming" / name, (time.time() - 2,) * 2)
         [scheduler] = site.pids("scheduler")
         os.kill(scheduler, signal.SIGKILL)  # the next one scans at once
         await_value(lambda: scheduler not in (pids := site.pids("scheduler")) and pids)
         site.send("a@sender.test", "bob@example.org", MESSAGE)
         site.await_mail("bob")
-        time.sleep(1.2)  # older than the second that the sweep leaves to everybody
         assert site.files("incoming") == [name]
         connection.sendall(b".\r\n")
         site.await_mail("alice")
@@ -207,7 +210,7 @@ def test_8_the_next_attempt_is_the_mtime(tmp_path: Path) -> None:
     with World(tmp_path, start=False) as world:
         mx = world.mx()
         domain = world.domain(mx)
-        soon = time.time() + 1.5
+        soon = time.time() + 6.0
         due = world.place(Queue.DEFERRED, f"due@{domain}", due=time.time() - 5)
         later = world.place(Queue.DEFERRED, f"later@{domain}", due=soon)
         tomorrow = world.place(Queue.DEFERRED, f"tomorrow@{domain}", due=time.time() + 3000)
@@ -215,7 +218,7 @@ def test_8_the_next_attempt_is_the_mtime(tmp_path: Path) -> None:
         mx.await_messages(1)
         await_gone(world, due)
         assert world.site.files("deferred") == sorted([later, tomorrow])
-        mx.await_messages(2)
+        mx.await_messages(2, timeout=30)
         assert time.time() >= soon - 0.01
         assert [message.recipients[0].partition("@")[0] for message in mx.messages] == ["due", "later"]
 
@@ -243,7 +246,7 @@ def test_8_a_scan_needs_no_open_and_many_deferred_messages_cost_nothing(tmp_path
             accepted = time.monotonic()
             mx.await_messages(number)
             delays.append(time.monotonic() - accepted)
-        assert sorted(delays)[10] < 0.1
+        assert sorted(delays)[10] < 1.0, "a scan would take five seconds to come"
         assert os.listdir(world.site.spool_path / "corrupt") == []
         assert len(os.listdir(directory)) == count + 1
 

@@ -218,8 +218,7 @@ def test_the_table_streams(many: Site, tmp_path: Path) -> None:
     small, big = measure(few, "mtaq"), measure(many, "mtaq")
     assert big.lines == 1 + 4 * MANY + 1
     assert big.last == f"-- {MANY * 21 // 1024} Kbytes in {MANY} Requests.\n"
-    assert big.first < 1.0, "the first lines come at once"
-    assert big.first < big.total / 2
+    assert big.first < big.total / 2, "the first lines come at once"
     assert big.memory - small.memory < 4 * MIB, "and memory stays as it is"
 
 
@@ -228,7 +227,7 @@ def test_the_objects_stream(many: Site) -> None:
     run = measure(many, "mtaq", "--json")
     assert run.lines == MANY
     assert json.loads(run.last)["queue_name"] == "deferred"
-    assert run.first < 1.0
+    assert run.first < run.total / 2
 
 
 @pytest.mark.parametrize("options", ["", "--json"])
@@ -247,7 +246,7 @@ def test_a_reader_may_stop_at_the_first_line(many: Site, options: str) -> None:
     first, status = run.stdout.splitlines()
     assert first.startswith(("----Queue ID", '{"queue_name":"deferred"'))
     assert (status, run.stderr) == ("0", "")
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 10
 
 
 def test_a_server_with_very_many_messages(many: Site) -> None:
@@ -258,13 +257,13 @@ def test_a_server_with_very_many_messages(many: Site) -> None:
         started = time.monotonic() - begin
         many.send("a@sender.test", "alice@example.org", MESSAGE)
         many.await_mail("alice")
-        assert time.monotonic() - begin - started < 2
+        assert time.monotonic() - begin - started < 10
         run = measure(many, "mtad-flush", "--domain", "near.test")
         assert run.last == f"{MANY // 10} messages: tried now\n"
         # There is no DNS: they are tried, and wait again.
         await_value(lambda: "status=deferred" in many.log())
         many.send("a@sender.test", "bob@example.org", MESSAGE)
-        many.await_mail("bob", timeout=5)
+        many.await_mail("bob")
     finally:
         many.stop()
     spool = many.spool()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -57,8 +58,8 @@ def test_new_workers_have_the_new_configuration(site: Site) -> None:
     assert len(site.pids("listener")) == 3
     assert not before & set(site.pids("listener") + site.pids("scheduler"))
     await_value(lambda: not any(alive(pid) for pid in before), what="the old ones have ended")
-    status = site.status()
-    assert (status.hostname, status.reloads, status.reload_fault, status.draining) == ("new.example.org", 1, "", 0)
+    status = await_value(lambda: found if not (found := site.status()).draining else None, what="they are buried")
+    assert (status.hostname, status.reloads, status.reload_fault) == ("new.example.org", 1, "")
     site.send("a@sender.test", "alice@example.org", "Subject: x\r\n\r\nx\r\n")
     assert b"\n\tby new.example.org (mtad) with ESMTP id " in site.await_mail("alice")[0]
 
@@ -70,12 +71,20 @@ def test_listeners_that_are_dead_at_a_reload_leave_room_for_others(site: Site) -
     await_value(lambda: site.status().draining == 0, what="the old ones have ended")
     for reloads in (2, 3, 4):
         await_value(lambda: len(site.pids("listener")) == 50, what="all are there")
-        for pid in site.pids("listener"):
-            os.kill(pid, signal.SIGKILL)
-        await_value(lambda: len(site.pids("listener")) < 10, what="most are dead, and wait")
+        await_value(lambda: _most_are_dead(site), what="most are dead, and wait")
         os.kill(site.status().pid, signal.SIGHUP)
         await_value(lambda reloads=reloads: site.status().reloads == reloads, what="reloaded")  # type: ignore[misc]
         assert site.status().reload_fault == ""
+
+
+def _most_are_dead(site: Site) -> bool:
+    """Kill them once more, if they are not; their pauses grow."""
+    pids = site.pids("listener")
+    if len(pids) >= 10:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    return len(pids) < 10
 
 
 def test_sighup(site: Site) -> None:
@@ -93,8 +102,7 @@ def test_old_ones_drain(site: Site) -> None:
     site.configure(top={"hostname": "new.example.org"})
     _reload(site)
     assert idle.reply().startswith("421 4.3.2 ")
-    assert site.status().draining >= 1
-    assert site.status().sessions == 1, "it is counted as long as it lasts"
+    await_value(lambda: (found := site.status()).draining == 1 and found.sessions == 1, what="only the busy one is left")
     assert "draining       1 process of the configuration before" in site.run("mtad", "status").stdout
     assert busy.say("DATA").startswith("354 ")
     busy.send(b"Subject: over a reload\r\n\r\n.\r\n")
@@ -172,7 +180,7 @@ def test_services_keep_to_their_sockets(site: Site) -> None:
     for _ in range(2):
         site.listeners.reverse()
         site.configure()
-        _reload(site)
+        site.renew()
         assert (site.address("inbound"), site.address("relay")) == (inbound, relay)
         for address, code in ((inbound, "550 5.7.1"), (relay, "250 2.1.5")):
             with Client(address).begin(EHLO, "MAIL FROM:<alice@example.org>") as client:

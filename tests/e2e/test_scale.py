@@ -30,7 +30,7 @@ def test_twenty_thousand_messages_for_a_dead_destination_and_then_one_for_a_live
             seconds.append(scale.latency())
         assert spool.count(Queue.INCOMING) + spool.count(Queue.ACTIVE) + spool.count(Queue.DEFERRED) >= MANY
         assert statistics.median(seconds) < 0.1
-        await_value(lambda: spool.count(Queue.DEFERRED) == MANY, timeout=120.0, what="all are deferred")
+        await_value(lambda: spool.count(Queue.DEFERRED) == MANY, timeout=90.0, what="all are deferred")
         assert statistics.median(scale.latency() for _ in range(15)) < 0.1
         # All of them together took a handful of connections: the rest was put off with the lane.
         tried = len(re.findall(r"status=deferred \(connect to", scale.site.log()))

@@ -47,7 +47,7 @@ def test_s_tl1_nothing_that_came_before_the_handshake_is_obeyed(site: Site, clie
 def test_s_tl1_a_command_between_the_reply_and_the_handshake(site: Site, client: TlsClient) -> None:
     client.begin("EHLO client.test", "STARTTLS")
     client.send(b"NOOP FAKE\r\n")
-    with pytest.raises(ssl.SSLError):
+    with pytest.raises((ssl.SSLError, ConnectionResetError)):  # the connection may be gone before the alert is read
         client.secure()
     site.await_log(r"SSL_accept error from unknown\[127\.0\.0\.1\]: wrong version number\n.*lost connection after STARTTLS")
     site.await_log(r"disconnect from unknown\[127\.0\.0\.1\] ehlo=1 starttls=0/1 commands=1/2")
@@ -219,7 +219,7 @@ def test_s_tl8_the_whole_message_came_and_then_the_end(site: Site, client: TlsCl
 def test_what_is_said_before_the_greeting(site: Site) -> None:
     """S-PA: mx only; whoever waits, and whoever is trusted, is served."""
     site.configure(limits={"tls_timeout": "1s", "greeting_delay": "300ms"})
-    assert site.reload().returncode == 0
+    site.renew()
     with TlsClient(site.address("inbound")) as client:
         client.send(b"EHLO early.test\r\n")
         assert client.reply().startswith("554 5.5.0 mx.example.org Error: you spoke before the greeting")

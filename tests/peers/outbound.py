@@ -30,7 +30,7 @@ from tests.peers.mx import Mx, Script, free_port
 
 ADDRESSES = ("127.0.0.5", "127.0.0.6", "127.0.0.7", "::1")
 BODY = b"Subject: test\r\n\r\n.leading dot\r\nhello\r\n"
-SHORT = 0.3
+SHORT = 0.6
 
 
 class Bytes:

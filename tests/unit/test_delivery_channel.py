@@ -18,6 +18,7 @@ from mtad.delivery.transport import Content, Task
 from mtad.net.channels import PacketRoom
 from mtad.outcome import Attempt, Deferred
 from mtad.spool.message import OpenMessage
+from tests.site import await_value
 from tests.unit.delivery_aid import BROKEN, SENT, World, broken, giving
 
 
@@ -114,6 +115,7 @@ def test_a_machine_without_threads_makes_jobs_wait(
     def refuse(*_: object) -> None:
         raise fault
 
+    await_value(lambda: running.worker._crew._idle, what="its first thread waits")
     with monkeypatch.context() as patch:
         patch.setattr(place, name, refuse)
         for number in range(5):

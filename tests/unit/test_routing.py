@@ -108,7 +108,7 @@ def test_equal_preferences_come_in_random_order(hops: Hops) -> None:
 
 def test_a_host_is_looked_up_only_when_its_turn_comes(dns: DnsServer) -> None:
     dns.forget()
-    route = Router(Resolver([dns.address], 0.5), "me.test", Rules(Delivery())).hops("a.test")
+    route = Router(Resolver([dns.address], 10.0), "me.test", Rules(Delivery())).hops("a.test")
     assert dns.count() == 0
     first = next(route)
     assert isinstance(first, Host)
@@ -172,7 +172,7 @@ def test_q2_d4_mail_that_would_come_back_to_us_fails(hops: Hops, domain: str) ->
 
 
 def test_our_own_address_on_another_port_is_somebody_else(dns: DnsServer) -> None:
-    router = Router(Resolver([dns.address], 0.5), "me.test", Rules(Delivery(port=2525)), is_own=own)
+    router = Router(Resolver([dns.address], 10.0), "me.test", Rules(Delivery(port=2525)), is_own=own)
     assert list(router.hops("self.test")) == [Host("self.test", ("192.0.2.99",), 2525)]
 
 

@@ -61,7 +61,7 @@ class Loop:
             spool=str(root / "spool"),
             local=Local(domains=("example.org",)),
             delivery=Delivery(processes=1, threads=5),
-            processes=Processes(stop_timeout=Duration(0.3)),
+            processes=Processes(stop_timeout=Duration(2.0)),
         )
         self.root = root / "spool"
         self.spool = Spool(config.spool, create=True)
@@ -139,7 +139,7 @@ def deliver(runtime: Runtime, channel: PacketSocket) -> None:
                 channel.send(sign_of_life([job.number]))
                 time.sleep(60)
             if kind == "slow":
-                time.sleep(0.2)
+                time.sleep(0.5)
             if kind == "forever":
                 time.sleep(60)
             outcomes = tuple((index, SENT) for index in job.recipients)
@@ -240,7 +240,7 @@ def test_a_stop_is_bounded(loop: Loop) -> None:
     loop.turn(lambda: loop.process._ending)
     begin = time.monotonic()
     loop.process._end()
-    assert 0.25 < time.monotonic() - begin < 5
+    assert 1.5 < time.monotonic() - begin < 10
     assert loop.files(Queue.ACTIVE) == [queue_id]
 
 
@@ -265,7 +265,7 @@ def test_a_handover_is_ended_by_a_stop(loop: Loop) -> None:
     loop.signals.send(signal.SIGTERM)
     begin = time.monotonic()
     loop.process._end()
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 10
 
 
 def test_a_handover_does_not_wait_for_a_delivery_process_that_hangs(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +279,7 @@ def test_a_handover_does_not_wait_for_a_delivery_process_that_hangs(loop: Loop, 
     loop.turn(lambda: loop.process._ending)
     begin = time.monotonic()
     loop.process._end()
-    assert 1.0 < time.monotonic() - begin < 10
+    assert 0.5 < time.monotonic() - begin < 10
     assert loop.process._pool.pids() == []
 
 

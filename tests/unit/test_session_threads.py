@@ -56,7 +56,7 @@ def test_one_after_the_other_they_share_a_thread() -> None:
 
 
 def test_an_idle_thread_ends_after_a_while_and_the_next_session_gets_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_IDLE", 0.02)
+    monkeypatch.setattr(module, "_IDLE", 0.5)
     sessions = Sessions()
     sessions.start("first")
     sessions.end("first")

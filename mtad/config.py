@@ -141,7 +141,7 @@ class DeliveryPolicy(_Section, frozen=True):
     rate: Annotated[
         str, Meta(description='Messages in a time, at most: `"100/1m"`, a tenth of it at once. Empty: no limit.')
     ] = ""
-    recipients: Annotated[int, Meta(description="As `delivery.destination_recipients`; 0: the same.", ge=0)] = 0
+    recipients: Annotated[int, Meta(description="As `delivery.destination_recipients`; 0: the same.", ge=0, le=1000)] = 0
     messages: Annotated[int, Meta(description="Messages over one connection; 0: as many as there are.", ge=0)] = 0
     next_hop: Annotated[
         str, Meta(description="As `delivery.next_hop`; `@`: the domain's own MX; empty: as for all other mail.")
@@ -182,7 +182,7 @@ class Delivery(_Section, frozen=True):
         str, _path("Authorities in PEM that a required certificate must lead to; empty: those of the system.")
     ] = ""
     destination_concurrency: Annotated[int, Meta(description="Deliveries at a time to one destination.", ge=1)] = 20
-    destination_recipients: Annotated[int, Meta(description="Recipients in one transaction.", ge=1)] = 50
+    destination_recipients: Annotated[int, Meta(description="Recipients in one transaction.", ge=1, le=1000)] = 50
     processes: Annotated[int, Meta(description="Delivery processes.", ge=1, le=64)] = 2
     threads: Annotated[int, Meta(description="Deliveries at a time in one delivery process.", ge=1, le=1000)] = 100
     connection_idle: Annotated[

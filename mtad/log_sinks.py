@@ -8,19 +8,21 @@ once.
 Invariants: a line has no control character and no line end but its own; logging never raises, whatever the disk says; after
 a fork the child may go on at once.
 Errors: OSError from `open_sink` alone: the file cannot be opened, or there is no syslog socket. A write that fails later is
-dropped.
+dropped, and so is what a reader does not take who has stopped reading: mail goes on without its log.
 Standards: RFC 3164 (format of the lines), sd-daemon(3) (priority prefixes).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.handlers
 import os
+import select
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -34,6 +36,9 @@ MAX_TEXT: Final = 2000
 MAX_TEXT_ALONE: Final = 500
 #: The socket of the system's log.
 SYSLOG_SOCKET: Final = "/dev/log"
+
+#: Seconds for a reader of the log who takes nothing.
+_STALLED: Final = 1.0
 
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 # Names of levels, as logging knows them, with the priority of syslog (RFC 5424 table 2).
@@ -130,13 +135,16 @@ class Sink(Protocol):
         """Give back what was opened; nothing is written after this."""
 
 
-def _write(fd: int, lines: Sequence[bytes]) -> None:
-    """Write lines, in one piece if a pipe takes it as such, else one by one."""
+def _pieces(lines: Sequence[bytes]) -> Iterator[bytes]:
+    """Lines with their ends, all in one piece if a pipe takes it as such, else one by one."""
     data = b"\n".join(lines) + b"\n"
     if len(data) > MAX_LINE and len(lines) > 1:
-        for line in lines:
-            _write(fd, (line,))
-        return
+        yield from (line + b"\n" for line in lines)
+    else:
+        yield data
+
+
+def _write(fd: int, data: bytes) -> None:
     try:
         done = os.write(fd, data)
         if done < len(data):
@@ -145,20 +153,34 @@ def _write(fd: int, lines: Sequence[bytes]) -> None:
         pass  # no disk space, or a terminal that went away: there is nobody left to tell
 
 
+def _has_room(fd: int, timeout: float) -> bool:
+    """Whether something can be written now, or within so many seconds."""
+    poll = select.poll()  # one for each call: no two threads may use one
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(timeout * 1000))
+
+
 class DescriptorSink:
-    """A descriptor that is open already: standard error, at a terminal or with the journal behind it."""
+    """A descriptor that is open already: standard error, at a terminal or with the journal behind it.
+
+    A reader who takes nothing any more is waited for once, for `_STALLED`; what comes then is dropped until there is room.
+    """
 
     def __init__(self, fd: int, formatter: Formatter, *, priorities: bool) -> None:
         """``priorities``: lines begin with sd-daemon's ``<N>``."""
         self.formatter = formatter
         self._fd = fd
         self._priorities = priorities
+        self._stalled = False
 
     def write(self, level: int, *lines: bytes) -> None:
         """See `Sink`."""
         if self._priorities:
             lines = tuple(b"<%d>%s" % (_PRIORITY[level], line) for line in lines)
-        _write(self._fd, lines)
+        for piece in _pieces(lines):
+            self._stalled = not _has_room(self._fd, 0.0 if self._stalled else _STALLED)
+            if not self._stalled:
+                _write(self._fd, piece)
 
     def close(self) -> None:
         """Nothing: the descriptor was there before us."""
@@ -187,7 +209,8 @@ class FileSink:
         if now - self._checked >= 1.0:
             self._checked = now
             self._follow()
-        _write(self._fd, lines)
+        for piece in _pieces(lines):
+            _write(self._fd, piece)
 
     def close(self) -> None:
         """See `Sink`."""
@@ -215,24 +238,45 @@ class FileSink:
 
 
 class _QuietSysLogHandler(logging.handlers.SysLogHandler):
-    """Logging's handler, silent about a syslog that is away: it would write to standard error, which may be closed."""
+    """Logging's handler, silent about a syslog that is away: it would write to standard error, which may be closed.
 
-    def handleError(self, record: logging.LogRecord) -> None:
+    One that takes nothing any more is waited for once, for `_STALLED`; what comes then is dropped until it takes a line.
+    """
+
+    socket: Any  # the handler's own: a socket, or None
+    _stalled = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002  # the name is logging's
         """Drop the line."""
+        self._stalled = True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a line."""
+        stalled, self._stalled = self._stalled, False
+        if self.socket is not None:
+            with contextlib.suppress(OSError):  # it is closed, and made anew
+                self.socket.settimeout(0.0 if stalled else _STALLED)
+        super().emit(record)
+
+    def _connect_unixsocket(self, address: str) -> None:
+        """What the handler does at first, and again when a line was refused: that must not wait a second time."""
+        super()._connect_unixsocket(address)  # type: ignore[misc]  # the method is Python's own
+        if self.socket is not None:
+            self.socket.settimeout(0.0)
 
 
 class SyslogSink:
     """The system's log, facility mail."""
 
-    def __init__(self, formatter: Formatter, socket: str = SYSLOG_SOCKET) -> None:
+    def __init__(self, formatter: Formatter, path: str = SYSLOG_SOCKET) -> None:
         """Connect to the socket; a syslog that is down for the moment is tried again with each line.
 
         Raises:
             OSError: there is no such socket.
         """
-        os.stat(socket)  # the handler keeps silent about this, and every line would be lost
+        os.stat(path)  # the handler keeps silent about this, and every line would be lost
         self.formatter = formatter
-        self._handler = _QuietSysLogHandler(address=socket, facility=logging.handlers.SysLogHandler.LOG_MAIL)
+        self._handler = _QuietSysLogHandler(address=path, facility=logging.handlers.SysLogHandler.LOG_MAIL)
 
     def write(self, level: int, *lines: bytes) -> None:
         """See `Sink`."""

@@ -79,6 +79,10 @@ class Addresses(msgspec.Struct, frozen=True):
     v4: tuple[str, ...] = ()
 
 
+#: The file with the name servers of the system.
+SYSTEM: Final = "/etc/resolv.conf"
+
+
 class BadServer(MtadError):
     """A name server is not given as ``address``, ``address:port`` or ``[v6]:port``: the caller's fault."""
 
@@ -105,28 +109,43 @@ class _Cache(dns.resolver.LRUCache):
 class Resolver:
     """Asks the name servers. Thread-safe."""
 
-    def __init__(self, servers: Sequence[str] = (), timeout: float = 10.0) -> None:
+    def __init__(self, servers: Sequence[str] = (), timeout: float = 10.0, system: str = SYSTEM) -> None:
         """Prepare; asks nothing yet.
 
         Args:
             servers: ``address``, ``address:port`` or ``[v6]:port`` each, asked in this order; empty: those of the system.
             timeout: seconds for one question, all servers and repetitions included.
+            system: the file with those of the system. One that cannot be used, as without a network, is tried again with
+                each question, which fails as long as it is so.
 
         Raises:
             BadServer: an entry of ``servers`` is none.
-            ResolverFailure: the system's configuration cannot be read.
         """
-        try:
-            self._dns = dns.resolver.Resolver(configure=not servers)
-        except dns.exception.DNSException as error:
-            raise ResolverFailure(f"the system's name servers: {error}") from None
-        if servers:
-            self._dns.nameservers = [_server(text) for text in servers]
         self._timeout = timeout
+        self._system = system
+        self._dns: dns.resolver.Resolver | None = None
+        if servers:
+            made = dns.resolver.Resolver(configure=False)
+            made.nameservers = [_server(text) for text in servers]
+            self._dns = self._prepared(made)
+
+    def _prepared(self, made: dns.resolver.Resolver) -> dns.resolver.Resolver:
         # A third of the whole for each try, so that a dead server leaves time for the next one.
-        self._dns.timeout = min(3.0, timeout / 3)
-        self._dns.use_edns(0, 0, EDNS_PAYLOAD)
-        self._dns.cache = _Cache(CACHE_SIZE)
+        made.timeout = min(3.0, self._timeout / 3)
+        made.use_edns(0, 0, EDNS_PAYLOAD)
+        made.cache = _Cache(CACHE_SIZE)
+        return made
+
+    def _configured(self) -> dns.resolver.Resolver:
+        """What asks the servers.
+
+        Raises:
+            DNSException, ValueError: the system's configuration cannot be read, or has no servers, or what is none.
+        """
+        made = self._dns
+        if made is None:
+            made = self._dns = self._prepared(dns.resolver.Resolver(self._system))
+        return made
 
     def mx(self, domain: str) -> Mx | NullMx | NoMx | NoSuchDomain:
         """The mail exchangers of ``domain``.
@@ -204,7 +223,11 @@ class Resolver:
         if absolute is None:
             return NoSuchDomain()
         try:
-            answer = self._dns.resolve(absolute, kind, raise_on_no_answer=False, lifetime=timeout, search=False)
+            asks = self._configured()
+        except (dns.exception.DNSException, ValueError) as error:
+            raise ResolverFailure(_failure(name, kind, f"the system's name servers: {error}")) from None
+        try:
+            answer = asks.resolve(absolute, kind, raise_on_no_answer=False, lifetime=timeout, search=False)
         except dns.resolver.NXDOMAIN:
             return NoSuchDomain()
         except dns.resolver.LifetimeTimeout:

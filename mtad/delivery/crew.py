@@ -95,8 +95,10 @@ class Crew:
                 self._work(packet)
         except BaseException as bug:
             # A job without an answer would be under way for ever. The scheduler takes back what a dead process had.
-            log.panic("a thread of deliveries came to an end that nobody thought of", bug)
-            os._exit(os.EX_SOFTWARE)
+            try:
+                log.panic("a thread of deliveries came to an end that nobody thought of", bug)
+            finally:
+                os._exit(os.EX_SOFTWARE)
 
     def _next(self, room: PacketRoom) -> bytes | None:
         """Wait for a packet; None when this thread is to end."""

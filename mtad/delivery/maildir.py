@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
 from mtad.address import Address
-from mtad.delivery.transport import Content, Task
+from mtad.delivery.transport import Content, Interrupted, Task
 from mtad.envelope import Envelope
+from mtad.errors import QueueFileDamaged
 from mtad.outcome import Attempt, Deferred, Delivered, Failed, Outcome
 from mtad.spool.message import write_all
 from mtad.stable import flush
@@ -60,8 +61,15 @@ class MaildirTransport:
         started = time.time()
         clock = time.monotonic()
         in_doubt("local")
-        outcomes = tuple((index, self._deliver_one(task.envelope, index, content)) for index in task.recipients)
-        return [Attempt(started, outcomes, host="local", transmission=time.monotonic() - clock)]
+        outcomes: list[tuple[int, Outcome]] = []
+        try:
+            for index in task.recipients:
+                outcomes.append((index, self._deliver_one(task.envelope, index, content)))
+        except Exception as fault:
+            if not outcomes or isinstance(fault, QueueFileDamaged):
+                raise
+            raise Interrupted(fault, [Attempt(started, tuple(outcomes), host="local")]) from fault  # those before have it
+        return [Attempt(started, tuple(outcomes), host="local", transmission=time.monotonic() - clock)]
 
     def _deliver_one(self, envelope: Envelope, index: int, content: Content) -> Outcome:
         recipient = envelope.recipients[index].address

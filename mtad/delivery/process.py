@@ -100,7 +100,10 @@ class Worker:
         self._smtp.close()
 
     def _show_life(self) -> None:
-        self._send(sign_of_life(self._watchdog.look()))
+        try:
+            self._channel.send(sign_of_life(self._watchdog.look()))
+        except OSError:
+            pass  # no scheduler any more, or the next sign gets through
 
     def _answer(self, job: Job) -> None:
         self._watchdog.begin(job.number, job.queue_id)
@@ -112,13 +115,13 @@ class Worker:
         finally:
             self._watchdog.end()
         if result is not None:
-            self._send(_fit(result))
-
-    def _send(self, packet: bytes) -> None:
-        try:
-            self._channel.send(packet)
-        except OSError:
-            pass  # no scheduler any more: it stands in the queue file
+            try:
+                self._channel.send(_fit(result))
+            except OSError:
+                # Without a scheduler: it stands in the queue file. With one, which would wait for it for ever, as when
+                # there is no memory for a packet, the end of this process says that its jobs must be taken back.
+                if not hung_up(self._channel):
+                    raise
 
     def work(self, job: Job) -> Result | None:
         """Do one job; None when it is no longer ours."""

@@ -203,7 +203,7 @@ class SchedulerProcess:
     def _request(self, data: bytes) -> None:
         try:
             request = msgspec.json.decode(data, type=FlushRequest)
-        except msgspec.MsgspecError as fault:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
             self._events.warning(f"a request that cannot be read: {fault}")
             return
         self._scheduler.flush([queue_id for queue_id in request.flush if is_queue_id(queue_id)])
@@ -238,6 +238,8 @@ class SchedulerProcess:
                 self._scheduler.result(answer[1])
         except EOFError:
             self._bury(slot, "died")
+        except (msgspec.MsgspecError, KeyError) as fault:  # whatever is wrong with it, the others must not suffer
+            self._bury(slot, f"gave an answer that cannot be read ({fault})")
 
     def _bury(self, slot: Slot, why: str) -> None:
         self._pool.bury(slot, why, time.monotonic())

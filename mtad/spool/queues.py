@@ -58,6 +58,10 @@ class Queue(Enum):
 #: The queues whose messages are still to be delivered, in the order in which `mtaq` shows them.
 LIVE: Final = (Queue.INCOMING, Queue.ACTIVE, Queue.DEFERRED, Queue.HOLD)
 
+#: What a disk says that is full, or our share of it.
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+#: What is said when there is no file that anybody could be at work on.
+_NOTHING: Final = frozenset({errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV})
 #: More files than this to be made durable, and the whole machine's are.
 _SINGLY: Final = 200
 
@@ -132,8 +136,15 @@ class Spool:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Held open for reading only: a file that is open for writing keeps a disk from being remounted read-only.
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW), "wb") as writer:
-                writer.write(b"%d\n" % os.getpid())
+            writer = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.write(writer, b"%d\n" % os.getpid())
+            except OSError as fault:
+                # Who holds it is for people. On a full disk, which deliveries would empty, it must be held all the same.
+                if fault.errno not in _FULL:
+                    raise
+            finally:
+                os.close(writer)
         except BlockingIOError as fault:
             holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "?"
             os.close(fd)
@@ -290,16 +301,15 @@ class Spool:
             opened.append(event)
 
     def in_work(self, queue: Queue, queue_id: str) -> bool:
-        """Whether a process holds the file locked: its receiver, or a delivery."""
+        """Whether a process holds the file locked: its receiver, or a delivery. So it is as long as nobody can tell."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            fd = os.open(
-                queue_id, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._directories[queue]
-            )
-        except OSError:
-            return False
+            fd = os.open(queue_id, flags, dir_fd=self._directories[queue])
+        except OSError as fault:
+            return fault.errno not in _NOTHING
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError:
             return True
         finally:
             os.close(fd)

@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from cryptography import x509
 from cryptography.utils import CryptographyDeprecationWarning
-from cryptography.x509.verification import Criticality, ExtensionPolicy, PolicyBuilder, Store, VerificationError
+from cryptography.x509.verification import Criticality, ExtensionPolicy, PolicyBuilder, Store
 
 from mtad.net.connection import Connection
 from mtad.tls.certificates import end_point
@@ -112,7 +112,9 @@ class ClientTls:
                 return False
             builder = PolicyBuilder().store(store).extension_policies(ee_policy=_LEAF_POLICY, ca_policy=_CA_POLICY)
             builder.build_server_verifier(subject).verify(leaf, others)
-        except (ValueError, VerificationError, TlsFailed):
+        except Exception:
+            # Strangers' certificates are odd in ways for which the library has exceptions of all kinds; what is asked for
+            # here is a word for the log, for which no mail may wait.
             return False
         return True
 
@@ -126,8 +128,8 @@ class ClientTls:
                     for der in context.get_ca_certs(binary_form=True):
                         try:
                             roots.append(x509.load_der_x509_certificate(der))
-                        except ValueError:
-                            pass  # a root that is not well-formed is not one that we need
+                        except Exception:
+                            pass  # a root that is not well-formed, in whatever way, is not one that we need
                 self._roots[ca_file] = Store(roots) if roots else None
             return self._roots[ca_file]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from mtad.delivery import crew, process
-from mtad.delivery.jobs import ALIVE
+from mtad.delivery.jobs import ALIVE, Job
 from mtad.delivery.transport import Content, Task
-from mtad.net.channels import PacketRoom
+from mtad.net.channels import PacketRoom, PacketSocket
 from mtad.outcome import Attempt, Deferred
 from mtad.spool.message import OpenMessage
 from tests.site import await_value
@@ -170,3 +170,27 @@ def test_a_worker_that_nobody_hears_any_more_still_writes_down(running: World) -
     with open(path, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # waits for the delivery
     assert isinstance(running.events(queue_id)[-1], Attempt)
+
+
+def test_an_answer_that_is_not_taken_ends_its_process_unless_nobody_waits_for_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler would wait for it for ever, as when there is no memory for a packet."""
+    world.script(giving(SENT))
+    job = Job(1, world.message(), "smtp", "far.test", (0,))
+
+    class Channel:
+        def __init__(self, end: PacketSocket) -> None:
+            self._end = end
+
+        def fileno(self) -> int:
+            return self._end.fileno()
+
+        def send(self, _: bytes) -> None:
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    monkeypatch.setattr(world.worker, "_channel", Channel(world.theirs))
+    with pytest.raises(OSError, match="buffer space"):
+        world.worker._answer(job)
+    world.channel.close()
+    world.worker._answer(job)

@@ -308,3 +308,43 @@ def test_two_lines_in_one_piece_or_two(tmp_path: Path) -> None:
     assert os.read(reading, 10_000) == b"<6>" + b"x" * 3000 + b"\n<6>" + b"y" * 3000 + b"\n"
     os.close(reading)
     os.close(writing)
+
+
+def _in_time(act: Callable[[], None]) -> float:
+    begin = time.monotonic()
+    act()
+    return time.monotonic() - begin
+
+
+def test_a_pipe_that_nobody_reads_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that stalls must not stop the mail."""
+    monkeypatch.setattr(log_sinks, "_STALLED", 0.5)
+    reading, writing = os.pipe()
+    sink = DescriptorSink(writing, Formatter(json=False, dated=False), priorities=False)
+    took = _in_time(lambda: sink.write(logging.INFO, *[b"x" * 1000] * 1000))
+    assert 0.4 < took < 10
+    assert _in_time(lambda: sink.write(logging.INFO, b"dropped")) < 0.3
+    while len(os.read(reading, 1 << 20)) == 1 << 16:
+        pass
+    sink.write(logging.INFO, b"heard")
+    os.set_blocking(reading, False)
+    assert os.read(reading, 1 << 20).endswith(b"heard\n")
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_syslog_that_stops_reading_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_sinks, "_STALLED", 0.5)
+    place = str(tmp_path / "log.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(place)
+        sink = SyslogSink(Formatter(json=False, dated=False), place)
+        took = _in_time(lambda: sink.write(logging.INFO, *[b"x" * 1000] * 1000))
+        assert 0.4 < took < 10
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):  # noqa: PT012  # until nothing is left
+            while True:
+                server.recv(2000)
+        sink.write(logging.INFO, b"heard")
+        assert b"heard" in server.recv(2000)
+        sink.close()

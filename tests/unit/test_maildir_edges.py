@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mtad.address import Address
 from mtad.delivery.maildir import MaildirTransport
-from mtad.delivery.transport import Task
+from mtad.delivery.transport import Interrupted, Task
 from mtad.envelope import Envelope, Recipient
 from mtad.outcome import Deferred, Delivered, Failed
 from tests.unit.spool_aid import needs_root
@@ -126,3 +127,25 @@ def test_users_are_asked_for_the_address_without_its_quotes(tmp_path: Path) -> N
     [attempt] = transport.deliver(task, Pieces(CONTENT), lambda _: None)
     assert asked == [("a@b", "example.org"), ('a"b\\', "example.org"), ("plain", "example.org")]
     assert [outcome for _, outcome in attempt.outcomes] == [Failed("5.1.1", f'unknown user: "{name}"') for name in names]
+
+
+def test_who_was_served_before_it_broke_off_is_told(tmp_path: Path) -> None:
+    """Nobody gets a message twice for it."""
+    transport = MaildirTransport(str(tmp_path / "mail"), "mx.example.org", KnownUsers())
+
+    class Content(Pieces):
+        reads = 0
+
+        def chunks(self) -> Iterator[bytes]:
+            self.reads += 1
+            if self.reads == 2:
+                raise MemoryError
+            return super().chunks()
+
+    people = (Recipient("alice@example.org"), Recipient("bob@example.org"))
+    task = Task(Envelope("Q1", 0.0, "a@b.test", people), (0, 1), "")
+    with pytest.raises(Interrupted) as broken:
+        transport.deliver(task, Content(CONTENT), lambda _: None)
+    assert isinstance(broken.value.fault, MemoryError)
+    [attempt] = broken.value.attempts
+    assert attempt.outcomes == ((0, Delivered("2.0.0", "delivered to maildir")),)

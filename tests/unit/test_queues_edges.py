@@ -173,6 +173,45 @@ def test_a_lock_that_cannot_be_signed_is_let_go(spool: Spool, monkeypatch: pytes
     os.close(spool.lock())
 
 
+def test_a_lock_is_taken_on_a_full_disk(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deliveries would empty it; who holds the lock is only for people to read."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", _full)
+        fd = spool.lock()
+    with pytest.raises(SpoolBusy, match="in use by process"):
+        spool.lock()
+    os.close(fd)
+
+
+def _full(_fd: int, _data: bytes) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [(errno.ENFILE, True), (errno.EIO, True), (errno.ENOENT, False), (errno.ELOOP, False)]
+)
+def test_a_message_is_in_work_as_long_as_nobody_can_tell(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, error: int, expected: bool
+) -> None:
+    """Or a delivery of the scheduler before would be done twice."""
+
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert spool.in_work(Queue.ACTIVE, "4cXyZ11111z1") is expected
+
+
+def test_a_message_is_in_work_when_no_lock_is_to_be_had(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    (Path(spool.root) / "active" / "x").touch()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert spool.in_work(Queue.ACTIVE, "x")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
 def test_a_lock_that_root_makes_belongs_to_the_owner_of_the_spool(spool: Spool) -> None:
     os.close(spool.lock(MASTER_LOCK))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -247,7 +248,7 @@ def test_no_answer_is_kept_longer_than_its_bound() -> None:
         resolver.mx("example.org")
         resolver.mx("gone.example.org")
         resolver.mx("only4.example.org")
-        left = sorted(answer.value.expiration - time.time() for answer in resolver._dns.cache.data.values())
+        left = sorted(answer.value.expiration - time.time() for answer in resolver._configured().cache.data.values())
         assert left[-1] <= LONGEST_TTL
         assert left[-2] <= LONGEST_NEGATIVE
 
@@ -286,7 +287,7 @@ def test_a_server_that_is_not_there_is_a_failure() -> None:
     ],
 )
 def test_servers_are_given_with_or_without_port(text: str, expected: str) -> None:
-    assert [str(server) for server in Resolver([text])._dns.nameservers] == [expected]
+    assert [str(server) for server in Resolver([text])._configured().nameservers] == [expected]
 
 
 @pytest.mark.parametrize(
@@ -333,3 +334,23 @@ def test_one_resolver_serves_many_threads(dns: DnsServer, resolver: Resolver) ->
     for thread in threads:
         thread.join(30)
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"search example.org\n", b"nameserver localhost\n", b"nameserver 127.0.0.1\n# \xfc\n"]
+)
+def test_a_system_without_name_servers_fails_each_question_until_it_has_some(
+    dns: DnsServer, tmp_path: Path, content: bytes | None
+) -> None:
+    """As long as a network is down; nothing but the question may fail."""
+    system = tmp_path / "resolv.conf"
+    if content is not None:
+        system.write_bytes(content)
+    resolver = Resolver(timeout=10.0, system=str(system))
+    for ask in (resolver.mx, resolver.addresses):
+        with pytest.raises(ResolverFailure, match=r"Host not found, try again \(the system's name servers: "):
+            ask("example.org")
+    host, port = dns.address.rsplit(":", 1)
+    system.write_text(f"nameserver {host}\n")
+    resolver._configured().port = int(port)
+    assert isinstance(resolver.mx("example.org"), Mx)

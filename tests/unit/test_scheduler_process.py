@@ -174,10 +174,12 @@ def test_a_flush_request(loop: Loop, capfd: pytest.CaptureFixture[str]) -> None:
     queue_id = loop.send()
     os.rename(loop.root / "incoming" / queue_id, loop.root / "deferred" / queue_id)
     os.utime(loop.root / "deferred" / queue_id, (2e9, 2e9))
-    for request in (b"garbage", b'{"flush":3}', b'{"flush":["../x","' + queue_id.encode() + b'"]}'):
+    nested = b'{"a":' + b"[" * 100_000
+    good = b'{"flush":["../x","' + queue_id.encode() + b'"]}'
+    for request in (b"garbage", b'{"flush":3}', b'{"flush":["\xff"]}', nested, good):
         assert Mailslot.send(str(loop.root / MAILSLOT), request)
     loop.turn(lambda: not loop.files(Queue.DEFERRED) and not loop.files(Queue.ACTIVE))
-    assert capfd.readouterr().err.count("a request that cannot be read") == 2
+    assert capfd.readouterr().err.count("a request that cannot be read") == 4
 
 
 @pytest.mark.parametrize(

@@ -305,3 +305,28 @@ def test_weak_ciphers_are_for_opportunists_only(tls: ClientTls, tmp_path: Path, 
         near.close()
         thread.join(5)
         far.close()
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_an_odd_certificate_is_not_verified_and_mail_goes_through_it_all_the_same(
+    tls: ClientTls, tmp_path: Path, version: int
+) -> None:
+    """A version that there is not: OpenSSL takes it, and the library that looks at it has an exception of its own."""
+    issued = issue(NAME)
+    pair = issued.write(tmp_path)
+    der = ssl.PEM_cert_to_DER_cert(Path(pair.certificate).read_text())
+    assert der.count(b"\xa0\x03\x02\x01\x02") == 1
+    odd = der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01" + bytes([version]))
+    Path(pair.certificate).write_text(ssl.DER_cert_to_PEM_cert(odd))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.certificate, pair.key)
+    client, far = bare_ends()
+    ours, server = at_once(
+        partial(tls.handshake, client, NAME, False, 5.0, pair.certificate),
+        partial(context.wrap_socket, far, server_side=True),
+    )
+    assert isinstance(ours, TlsConnection)
+    assert not ours.verified
+    ours.close()
+    if isinstance(server, ssl.SSLSocket):
+        server.close()

@@ -238,8 +238,8 @@ class SchedulerProcess:
                 self._scheduler.result(answer[1])
         except EOFError:
             self._bury(slot, "died")
-        except (msgspec.MsgspecError, KeyError) as fault:  # whatever is wrong with it, the others must not suffer
-            self._bury(slot, f"gave an answer that cannot be read ({fault})")
+        except (msgspec.MsgspecError, KeyError):  # whatever is wrong with it, the others must not suffer
+            self._bury(slot, "gave an answer that cannot be read")
 
     def _bury(self, slot: Slot, why: str) -> None:
         self._pool.bury(slot, why, time.monotonic())

@@ -135,6 +135,9 @@ def deliver(runtime: Runtime, channel: PacketSocket) -> None:
         with spool.open(Queue.ACTIVE, job.queue_id) as message:
             if kind == "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
+            if kind == "odd":
+                channel.send(b"something else")
+                time.sleep(60)
             if kind == "stuck":
                 channel.send(sign_of_life([job.number]))
                 time.sleep(60)
@@ -184,7 +187,11 @@ def test_a_flush_request(loop: Loop, capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "silence", "complaint"),
-    [("stop", 1.0, "did not show a sign of life"), ("stuck", 60.0, "has deliveries that make no progress")],
+    [
+        ("stop", 1.0, "did not show a sign of life"),
+        ("stuck", 60.0, "has deliveries that make no progress"),
+        ("odd", 60.0, "gave an answer that cannot be read"),
+    ],
 )
 def test_a_delivery_process_that_hangs_is_killed_and_its_work_taken_back(
     loop: Loop,

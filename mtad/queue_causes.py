@@ -231,6 +231,11 @@ def _with(blank: Cause, cause: CauseName, text: str, *, since: float = 0.0, advi
     return msgspec.structs.replace(blank, cause=cause, text=text, since=since, advice=advice)
 
 
+def _for_ever(blank: Cause) -> Cause:
+    """What is held does not expire."""
+    return msgspec.structs.replace(blank, expires=0.0)
+
+
 def _held(facts: Facts, blank: Cause) -> Cause:
     queue_id = facts.envelope.id
     since = max((event.at for event in facts.events if isinstance(event, Instructed) and event.what == "hold"), default=0.0)
@@ -241,7 +246,7 @@ def _held(facts: Facts, blank: Cause) -> Cause:
         Advice(f"mtaq release {queue_id}", "lets it go on"),
         Advice(f"mtaq delete {queue_id}", "deletes it; nobody is told"),
     )
-    return _with(blank, "held", text, since=since, advice=advice)
+    return _with(_for_ever(blank), "held", text, since=since, advice=advice)
 
 
 def _kept(facts: Facts, blank: Cause, host: str) -> Cause:
@@ -251,7 +256,9 @@ def _kept(facts: Facts, blank: Cause, host: str) -> Cause:
     if facts.queue != "hold":
         text += " The other recipients go on."
     release = Advice(f"mtaq release {queue_id}", "sends it now, perhaps a second time")
-    return _with(blank, "held", text, since=since, advice=(release, *deletion(facts, host)))
+    return _with(
+        msgspec.structs.replace(blank, expires=0.0), "held", text, since=since, advice=(release, *deletion(facts, host))
+    )
 
 
 def at_work(facts: Facts, index: int, past: Past) -> Cause:

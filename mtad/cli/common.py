@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 failed, 2 usage, 78 bad configuration (EX_CONFIG of sysexi
 from __future__ import annotations
 
 import getpass
+import io
 import os
 import sys
 import tomllib
@@ -67,7 +68,7 @@ class Source:
             ConfigError: it is not fit for use; each fault with file, line and key.
         """
         if not self.path:
-            return development(host_name(), self._base, getpass.getuser())
+            return development(host_name(), self._base, _user())
         return parse(self.text(), self.path)
 
     def spool(self) -> str:
@@ -80,7 +81,7 @@ class Source:
             return self.read().spool
         except ConfigError as faults:
             try:
-                spool = tomllib.loads(self.text()).get("spool", "")
+                spool = tomllib.loads(self.text()).get("spool", Config(hostname="").spool)
             except tomllib.TOMLDecodeError:
                 raise faults from None
             if not isinstance(spool, str) or not os.path.isdir(spool):
@@ -110,11 +111,28 @@ def fail(message: str, code: int = 1) -> NoReturn:
     sys.exit(code)
 
 
+def _user() -> str:
+    """Who runs this; in a container there may be no name for the number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _prepare_output() -> None:
+    """Print whatever there is to be printed: without an output (``>&-``), and in one that lacks some characters."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # to the end
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def explained(command: Callable[P, R]) -> Callable[P, R]:
     """Turn the failures of a command into one line each and an exit code, instead of a traceback."""
 
     @wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        _prepare_output()
         try:
             return command(*args, **kwargs)
         except ConfigError as fault:

@@ -181,10 +181,13 @@ def status(config: str | None, as_json: bool) -> None:
     path = Source(config).spool()
     found = ask_status(path)
     lanes: Lanes | None = None
+    silent = False
     try:
         spool = Spool(path)
         queues = {queue.value: spool.count(queue) for queue in Queue}
-        lanes = Desk(spool).lanes()
+        desk = Desk(spool)
+        lanes = desk.lanes()
+        silent = desk.state == "silent"
         spool.close()
     except MtadError:
         queues = {}
@@ -193,6 +196,8 @@ def status(config: str | None, as_json: bool) -> None:
         click.echo(msgspec.json.encode(body | {"scheduler": _numbers(lanes)}).decode())
     else:
         _show(found, path, queues)
+        if silent:
+            click.echo("  the scheduler does not answer: nothing is delivered until it does")
         _show_lanes(lanes)
     sys.exit(0 if found else 1)
 
@@ -250,7 +255,10 @@ def check_command(config: str | None) -> None:
     """Say what is wrong with the configuration or with this machine; exit 78 when something is."""
     source = Source(config)
     settings = source.read()
-    running = _master_of(settings.spool) if os.path.isdir(settings.spool) else None
+    try:
+        running = _master_of(settings.spool) if os.path.isdir(settings.spool) else None
+    except OSError:  # the spool is somebody else's
+        running = None
     found = ask_status(settings.spool) if running else None
     ours = {address for listener in found.listeners for address in listener.addresses} if found else set()
 

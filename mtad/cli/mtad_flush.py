@@ -18,6 +18,7 @@ import msgspec
 
 from mtad.address import domain_of
 from mtad.cli.common import Source, config_option, explained, fail, version_option
+from mtad.cli.queue_filter import domain_option
 from mtad.cli.times import plural
 from mtad.errors import QueueFileDamaged, QueueFileUnfinished
 from mtad.net.channels import Mailslot
@@ -81,12 +82,13 @@ def flush(spool: Spool, queue_ids: Iterable[str]) -> Flushed:
 @explained
 def main(queue_ids: tuple[str, ...], config: str | None, domain: str | None) -> None:
     """Try deferred messages again now: all of them, or those named."""
-    if queue_ids and domain:
+    wanted_domain = domain_option(domain) if domain is not None else ""
+    if queue_ids and wanted_domain:
         raise click.UsageError("give queue ids or --domain, not both")
     spool = Spool(Source(config).spool())
     wanted: Iterable[str] = queue_ids
-    if domain:
-        wanted = waiting_for(spool, domain.lower().rstrip("."))
+    if wanted_domain:
+        wanted = waiting_for(spool, wanted_domain)
     elif not queue_ids:
         wanted = (queue_id for queue_id, _ in spool.times(Queue.DEFERRED))
     # utime() does not change a directory, so it may be read while its files are touched.
@@ -98,7 +100,7 @@ def main(queue_ids: tuple[str, ...], config: str | None, domain: str | None) -> 
     if done.count:
         click.echo(f"{plural(done.count, 'message')}: {when}")
     elif not queue_ids:
-        click.echo("no deferred messages" + (f" for {domain}" if domain else ""))
+        click.echo("no deferred messages" + (f" for {wanted_domain}" if wanted_domain else ""))
     if queue_ids and done.missing:
         fail("\n".join(f"{queue_id}: not in the deferred queue" for queue_id in done.missing))
     sys.exit(0)

@@ -23,7 +23,7 @@ from mtad.spool.queue_id import is_queue_id
 from mtad.spool.queues import Queue, Spool
 
 #: Whom `mtaq` shows as the sender of a report.
-_NOBODY: Final = ("", "mailer-daemon")
+_NOBODY: Final = ("<>", "mailer-daemon", "<mailer-daemon>")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -98,15 +98,37 @@ def make_filter(domain: str | None, sender: str | None, reason: str | None, olde
     Raises:
         click.UsageError: an empty text, which would fit nothing or everything.
     """
-    for name, value in (("--domain", domain), ("--sender", sender), ("--reason", reason)):
-        if value is not None and not value.strip():
-            raise click.UsageError(f"{name} is empty" + ('; the null sender is "<>"' if name == "--sender" else ""))
-    if sender is not None:
-        sender = sender.strip().lower().removeprefix("<").removesuffix(">")
-        sender = "" if sender in _NOBODY else sender.rstrip(".") if sender.startswith("@") else sender
+    if reason is not None and not reason.strip():
+        raise click.UsageError("--reason is empty")
     return Filter(
-        (domain or "").strip().lower().removeprefix("@").rstrip("."), sender, (reason or "").casefold(), older_than
+        domain_option(domain) if domain is not None else "",
+        _sender_option(sender) if sender is not None else None,
+        (reason or "").casefold(),
+        older_than,
     )
+
+
+def domain_option(text: str) -> str:
+    """A domain as it is given to an option, also with the ``@`` that stands before it elsewhere, in lower case.
+
+    Raises:
+        click.UsageError: it names none, as when a script has an empty variable there.
+    """
+    domain = text.strip().lower().removeprefix("@").rstrip(".")
+    if not domain:
+        raise click.UsageError("--domain is empty")
+    return domain
+
+
+def _sender_option(text: str) -> str:
+    sender = text.strip().lower()
+    if sender in _NOBODY:
+        return ""
+    sender = sender.removeprefix("<").removesuffix(">")
+    sender = sender.rstrip(".") if sender.startswith("@") else sender
+    if sender in ("", "@"):
+        raise click.UsageError('--sender is empty; the null sender is "<>"')
+    return sender
 
 
 def read(spool: Spool, queue: Queue, queue_id: str) -> StoredMessage | None:

@@ -123,7 +123,8 @@ class Giver:
         deadline = time.monotonic() + self._patience
         path = os.path.join(self._spool.root, DESK_SOCKET)
         while self._lock < 0:
-            answer = ask(path, order)
+            # Once, and with all our patience: a scheduler that is slow would carry out each that we sent.
+            answer = ask(path, order, max(0.1, deadline - time.monotonic()))
             if isinstance(answer, Ordered):
                 return answer
             if isinstance(answer, Refused):

@@ -69,6 +69,8 @@ class Desk:
         for fd, events in self._ready.poll(0, TURN):
             if fd == self._socket.fileno():
                 self._let_in()
+            elif events & select.EPOLLHUP:  # what he wanted he wants no more, and believes that it was not done
+                self._show_out(self._visitors[fd])
             elif events & select.EPOLLOUT:
                 self._give(self._visitors[fd])
             else:

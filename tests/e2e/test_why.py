@@ -325,6 +325,7 @@ def test_no_server_and_no_scheduler(tmp_path: Path) -> None:
         suspend(scheduler)
         try:
             run = world.site.run("mtaq", "why", active, waiting, "--json")
+            assert "the scheduler does not answer: nothing is delivered" in world.site.run("mtad", "status").stdout
         finally:
             os.kill(scheduler, signal.SIGCONT)
         first, second = [json.loads(line)["recipients"][0] for line in run.stdout.splitlines()]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -14,7 +17,9 @@ from mtad.cli import common
 from mtad.cli.common import Source, explained, version_option
 from mtad.cli.mtad import main
 from mtad.cli.times import age, plural
+from mtad.envelope import Envelope, Recipient
 from mtad.errors import ConfigError, MtadError, Problem
+from mtad.spool.queues import Spool
 
 
 @pytest.fixture(autouse=True)
@@ -152,3 +157,44 @@ def test_age(seconds: float, text: str) -> None:
 def test_plural() -> None:
     assert [plural(n, "message") for n in (0, 1, 2)] == ["0 messages", "1 message", "2 messages"]
     assert plural(2, "process", "processes") == "2 processes"
+
+
+def test_who_has_no_name_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container."""
+
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 4242")
+
+    monkeypatch.setattr(getpass, "getuser", nobody)
+    assert common._user() == str(os.getuid())
+
+
+def test_the_default_spool_is_known_while_another_setting_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mtad.toml"
+    path.write_text("hostnam = 'mx.example.org'\n")
+    monkeypatch.setattr(os.path, "isdir", lambda name: name == "/var/spool/mtad")
+    assert Source(str(path)).spool() == "/var/spool/mtad"
+
+
+@pytest.mark.parametrize(("closed", "encoding"), [(True, "utf-8"), (False, "ascii")])
+def test_every_output_will_do(tmp_path: Path, closed: bool, encoding: str) -> None:
+    """None at all (>&-), and one that lacks characters that a stranger's address may have."""
+    spool = Spool(str(tmp_path / "spool"), create=True)
+    envelope = Envelope(spool.ids.new(), 0.0, "a@x.test", (Recipient("j\u00f6rg@x.test"),), smtputf8=True)
+    incoming = spool.enter(envelope)
+    incoming.write(b"\r\n")
+    incoming.commit()
+    (tmp_path / "mtad.toml").write_text(f"hostname = 'mx.test'\nspool = '{spool.root}'\n")
+    redirection = ">&-" if closed else ""
+    command = f"exec {Path(sys.executable).parent}/mtaq -c {tmp_path}/mtad.toml {redirection}"
+    run = subprocess.run(
+        ["sh", "-c", command],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert closed or "j\\xf6rg@x.test" in run.stdout
+    spool.close()

@@ -142,6 +142,21 @@ def test_visitors_who_go_at_any_moment(serving: Serving, path: str) -> None:
     assert ask(path, QUESTION) == Ordered(done=("A",))
 
 
+def test_a_visitor_who_has_gone_gets_nothing_done(path: str) -> None:
+    """He says that nobody answered; what he wanted must not be done behind his back, when the server comes to it."""
+    heard: list[bytes] = []
+    desk = Desk(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as visitor:
+        visitor.connect(path)
+        desk.serve(echo)
+        visitor.send(encoder.encode(QUESTION))
+    for _ in range(3):
+        desk.serve(lambda question: heard.append(question) or b"")  # type: ignore[func-returns-value]
+    assert heard == []
+    assert not desk._visitors
+    desk.close()
+
+
 def test_a_visitor_who_does_not_read_holds_up_nobody(path: str) -> None:
     big = encoder.encode(Refused("x" * 5_000_000))
     served: list[bytes] = []

@@ -110,6 +110,18 @@ def test_those_for_a_domain(stock: Stock) -> None:
     assert stock.due() == wanted
 
 
+def test_a_domain_is_given_with_an_at_sign_or_without(stock: Stock) -> None:
+    stock.put("b@far.test")
+    assert stock.run("--domain", "@far.test").output.startswith("1 message: ")
+
+
+@pytest.mark.parametrize("domain", ["", "@", " "])
+def test_an_empty_domain_does_not_flush_everything(stock: Stock, domain: str) -> None:
+    stock.put("b@far.test")
+    run = stock.run("--domain", domain)
+    assert (run.exit_code, "--domain is empty" in run.output) == (2, True)
+
+
 def test_the_scheduler_is_told(stock: Stock, slot: Mailslot) -> None:
     ids = {stock.put() for _ in range(3)}
     assert stock.run().stdout == "3 messages: tried now\n"

@@ -86,3 +86,21 @@ def test_an_empty_filter_is_a_mistake(stock: Stock, option: str) -> None:
     with pytest.raises(click.UsageError, match=f"--{option} is empty"):
         stock.chosen(**{option: " "})
     assert Filter().empty
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("domain", "@"),
+        ("domain", "."),
+        ("domain", "@."),
+        ("sender", "@"),
+        ("sender", "@."),
+        ("sender", ">"),
+        ("sender", "<"),
+    ],
+)
+def test_a_filter_with_an_empty_variable_in_it_is_a_mistake(stock: Stock, option: str, text: str) -> None:
+    """As in a script: --sender "@$DOMAIN". It must not become the null sender, nor any domain."""
+    with pytest.raises(click.UsageError, match=f"--{option} is empty"):
+        stock.chosen(**{option: text, "older_than": 1.0})

@@ -232,6 +232,23 @@ def test_a_scheduler_that_does_not_answer(stock: Stock) -> None:
     assert stock.where(queue_id) == ["deferred"]
 
 
+def test_an_order_is_given_once_and_waited_for(stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow scheduler would carry out each that it finds, and say of the second that there is no such message."""
+    given: list[float] = []
+
+    def ask(_path: str, _order: object, timeout: float) -> None:
+        given.append(timeout)
+        time.sleep(timeout)
+
+    monkeypatch.setattr(queue_orders, "ask", ask)
+    lock = stock.spool.lock()
+    with pytest.raises(MtadError, match="does not answer"):
+        execute(Giver(stock.spool, patience=0.5), "delete", [stock.put()])
+    os.close(lock)
+    assert 0.4 < given[0] <= 0.5
+    assert len(given) == 1
+
+
 def test_a_scheduler_that_does_not_take_the_order(stock: Stock) -> None:
     queue_id = stock.put()
     scheduler = Scheduler(stock, lambda _order: Refused("too many"))

@@ -9,7 +9,7 @@ from mtad.desk import JobView, LaneView, MessageView
 from mtad.outcome import Attempt, Delivered
 from mtad.progress import Instructed, Reported
 from mtad.queue_deferrals import causes
-from tests.unit.queue_aid import GONE, HOUR, ID, LANE, LATER, NOW, SENT, check, facts, in_hand, only, tried, waits
+from tests.unit.queue_aid import GONE, ID, LANE, LATER, NOW, SENT, check, facts, in_hand, only, tried, waits
 
 # -- settled, and at rest ---------------------------------------------------------------------------------------------
 

@@ -111,3 +111,12 @@ class Client:
             return self.socket.recv(65536)
         except ConnectionResetError:
             return b""
+
+
+def is_refused(address: tuple[str, int]) -> bool:
+    """Whether nobody listens there."""
+    try:
+        Client(address).socket.close()
+    except ConnectionRefusedError:
+        return True
+    return False

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.client import Client
+from tests.client import Client, is_refused
 from tests.procs import alive, suspend
 from tests.site import Site, await_value
 
@@ -123,7 +123,7 @@ REFUSED: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_one_that_does_not_check_is_refused(site: Site, what: str) -> None:
+def test_one_that_does_not_checkis_refused(site: Site, what: str) -> None:
     """One that does not check is refused and the old one stays; the log and the command say why."""
     settings, complaint = REFUSED[what]
     before = site.status()
@@ -163,15 +163,7 @@ def test_addresses_come_and_go(site: Site) -> None:
     assert site.address("inbound") == inbound
     assert _greeting(inbound).startswith("220 ")
     assert _greeting(site.address("second")).startswith("220 ")
-    await_value(lambda: _is_refused(relay), what="the relay is closed")
-
-
-def _is_refused(address: tuple[str, int]) -> bool:
-    try:
-        Client(address).socket.close()
-    except ConnectionRefusedError:
-        return True
-    return False
+    await_value(lambda: is_refused(relay), what="the relay is closed")
 
 
 def test_services_keep_to_their_sockets(site: Site) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client import Client
+from tests.client import Client, is_refused
 from tests.procs import Orphanage, alive, suspend
 from tests.site import PATIENCE, Site, await_value
 
@@ -77,14 +77,6 @@ def test_stop(tmp_path: Path, stop: Callable[[Site], None]) -> None:
     ]
 
 
-def _is_refused(address: tuple[str, int]) -> bool:
-    try:
-        Client(address).socket.close()
-    except ConnectionRefusedError:
-        return True
-    return False
-
-
 @ways
 def test_sessions_in_progress_finish_their_transaction(tmp_path: Path, stop: Callable[[Site], None]) -> None:
     """No new connections, sessions in progress finish their transaction, also in the middle of DATA; idle ones get 421."""
@@ -99,7 +91,7 @@ def test_sessions_in_progress_finish_their_transaction(tmp_path: Path, stop: Cal
         for client in idle:
             assert client.reply() == SHUTDOWN
             assert client.closed()
-        await_value(lambda: _is_refused(address), what="nobody listens any more")
+        await_value(lambda: is_refused(address), what="nobody listens any more")
         assert sender.say(RCPT).startswith("250 2.1.5 ")
         assert sender.say("DATA").startswith("354 ")
         sender.send(b"Subject: whole\r\n\r\n.\r\n")

@@ -187,6 +187,17 @@ def _full(_fd: int, _data: bytes) -> int:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def test_a_lock_on_a_broken_disk_is_let_go(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_fd: int, _data: bytes) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", broken)
+        with pytest.raises(OSError, match="Input/output error"):
+            spool.lock()
+    os.close(spool.lock())
+
+
 @pytest.mark.parametrize(
     ("error", "expected"), [(errno.ENFILE, True), (errno.EIO, True), (errno.ENOENT, False), (errno.ELOOP, False)]
 )

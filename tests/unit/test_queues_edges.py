@@ -187,6 +187,18 @@ def _full(_fd: int, _data: bytes) -> int:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def test_nobody_is_told_of_a_file_that_could_not_be_put_aside(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of one name, and the disk refuses to move one away: the move is not made, and nothing else happens."""
+    told: list[str] = []
+    spool.displaced = lambda _queue, name: told.append(name)
+    for queue in ("active", "incoming"):
+        (Path(spool.root) / queue / "4cXyZ11111z1").write_bytes(queue.encode())
+    monkeypatch.setattr(spool, "condemn", lambda _queue, _name: False)
+    assert not spool._move(Queue.INCOMING, Queue.ACTIVE, "4cXyZ11111z1")
+    assert told == []
+    assert (Path(spool.root) / "active" / "4cXyZ11111z1").read_bytes() == b"active"
+
+
 def test_a_lock_on_a_broken_disk_is_let_go(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_fd: int, _data: bytes) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
